@@ -1,0 +1,55 @@
+# make quickstart   install what a run needs, train the example, end with a picture and a number
+# make test         the whole test suite
+# make check        style, types and architecture
+# make venv         the development environment alone
+# make pretrain     make the quickstart's checkpoint again, from nothing (about an hour)
+# make clean        remove the environment, caches and what the quickstart made
+#
+# Extra options for pip go through, here to choose a CPU build of torch:
+#   make quickstart PIP_OPTIONS="--extra-index-url URL"
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_OPTIONS ?=
+PYTEST_OPTIONS ?=
+RUN_OPTIONS ?= --resume never
+
+BIN := $(VENV)/bin
+PACKAGES := core $(sort $(patsubst %/pyproject.toml,%,$(wildcard models/*/pyproject.toml losses/*/pyproject.toml offload/*/pyproject.toml plugins/*/pyproject.toml)))
+PROJECTS := $(PACKAGES:%=%/pyproject.toml)
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_OPTIONS)
+
+.PHONY: quickstart test check venv pretrain clean
+
+quickstart: $(VENV)/.run
+	$(BIN)/tune run examples/quickstart/config.toml $(RUN_OPTIONS)
+	$(BIN)/python examples/quickstart/compare.py "$$(ls -dt runs/quickstart*/ | head -n 1)"
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/architecture
+
+venv: $(VENV)/.dev
+
+pretrain: $(VENV)/.run
+	PATH="$(abspath $(BIN)):$$PATH" examples/quickstart/pretrain/make.sh
+
+clean:
+	rm -rf $(VENV) runs cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# torch comes first and alone: its pin then decides which build the rest is resolved against.
+$(VENV)/.run: requirements/run.txt $(PROJECTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; name one with: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) "$$(grep '^torch==' requirements/run.txt)"
+	$(PIP_INSTALL) -r requirements/run.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements/dev.txt
+	$(PIP_INSTALL) -r requirements/dev.txt
+	touch $@

@@ -1,0 +1,91 @@
+"""Tunesmith fine-tunes image and video diffusion models; every feature is a plugin.
+
+What this module exports is the public interface for plugin authors. Names are imported when first used, so that
+`tune --help` needs neither torch nor any plugin.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .batch import Batch, Caption, Crop, Field, FieldValue, Ragged, Source, Window
+    from .errors import InputError, PartMissing, RunFailed, TunesmithError
+    from .events import Event
+    from .family import Family, FamilyDefaults, FamilyPlugin, Modality, TokenGrid
+    from .hooks import Wrapper, hookimpl
+    from .loss import Loss
+    from .media import Media, MediaWriter, Report, SampleRequest
+    from .model import Model, TrunkModule, take_rows
+    from .paths import InputPath, ModelSource
+    from .plugin import Part, Plugin, Settings, Stage
+    from .run import Run
+    from .step import Step
+
+_HOMES = {
+    "batch": ("Batch", "Caption", "Crop", "Field", "FieldValue", "Ragged", "Source", "Window"),
+    "errors": ("InputError", "PartMissing", "RunFailed", "TunesmithError"),
+    "events": ("Event",),
+    "family": ("Family", "FamilyDefaults", "FamilyPlugin", "Modality", "TokenGrid"),
+    "hooks": ("Wrapper", "hookimpl"),
+    "loss": ("Loss",),
+    "media": ("Media", "MediaWriter", "Report", "SampleRequest"),
+    "model": ("Model", "TrunkModule", "take_rows"),
+    "paths": ("InputPath", "ModelSource"),
+    "plugin": ("Part", "Plugin", "Settings", "Stage"),
+    "run": ("Run",),
+    "step": ("Step",),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Batch",
+    "Caption",
+    "Crop",
+    "Event",
+    "Family",
+    "FamilyDefaults",
+    "FamilyPlugin",
+    "Field",
+    "FieldValue",
+    "InputError",
+    "InputPath",
+    "Loss",
+    "Media",
+    "MediaWriter",
+    "Modality",
+    "Model",
+    "ModelSource",
+    "Part",
+    "PartMissing",
+    "Plugin",
+    "Ragged",
+    "Report",
+    "Run",
+    "RunFailed",
+    "SampleRequest",
+    "Settings",
+    "Source",
+    "Stage",
+    "Step",
+    "TokenGrid",
+    "TrunkModule",
+    "TunesmithError",
+    "Window",
+    "Wrapper",
+    "hookimpl",
+    "take_rows",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,144 @@
+"""What travels from the data to the model: samples and the fields computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Field:
+    """One value that an `encode_batch` writes, and all that the cache must know of it.
+
+    `fingerprint` names everything besides the sample that the value depends on: encoder weights and settings.
+    `per_sample` values belong to one sample's pixels, geometry and window; the others to one caption, and are shared
+    by every sample that has it. `ragged` values differ in their first dimension and are kept without padding.
+    """
+
+    key: str
+    fingerprint: str
+    per_sample: bool
+    ragged: bool = False
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A text to encode; `negative` marks what a sampler steers away from, which some families encode differently."""
+
+    text: str
+    negative: bool = False
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of a clip that a sample is made of: `frames` frames from `start` seconds on, `fps` a second."""
+
+    start: float
+    frames: int
+    fps: float
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How a sample's pixels are made: resize to `resize`, then cut `size` out at `offset`; all (width, height) or (left, top)."""
+
+    resize: tuple[int, int]
+    size: tuple[int, int]
+    offset: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known of one sample before anything is decoded or encoded."""
+
+    dataset: str
+    file: Path
+    caption: Caption
+    crop: Crop
+    window: Window | None = None
+
+    def __str__(self) -> str:
+        return f"{self.dataset}:{self.file}"
+
+
+class Ragged:
+    """Values of a batch whose first dimensions differ: one tensor [n_i, ...] a sample."""
+
+    def __init__(self, values: Sequence[Tensor]) -> None:
+        self.values = list(values)
+
+    def padded(self, length: int | None = None) -> tuple[Tensor, Tensor]:
+        """The values padded with zeros to `length` (the longest if None) and the mask of what is real.
+
+        Returns [B, length, ...] and a boolean [B, length].
+        """
+        length = length or max(value.shape[0] for value in self.values)
+        first = self.values[0]
+        out = first.new_zeros((len(self.values), length, *first.shape[1:]))
+        mask = torch.zeros((len(self.values), length), dtype=torch.bool, device=first.device)
+        for row, value in enumerate(self.values):
+            out[row, : value.shape[0]] = value
+            mask[row, : value.shape[0]] = True
+        return out, mask
+
+    def to(self, device: torch.device) -> Ragged:
+        """The same values on another device."""
+        return Ragged([value.to(device, non_blocking=True) for value in self.values])
+
+
+FieldValue: TypeAlias = Tensor | Ragged
+
+
+@dataclass
+class Batch:
+    """Some samples of one bucket, their pixels where an encoder asked for them, and their fields.
+
+    `pixels` are in [-1, 1]: [B, C, H, W] for images, [B, C, F, H, W] for video. While encoding, `wanted` names the
+    fields to fill; a batch of captions alone has captions and no sources.
+    """
+
+    sources: tuple[Source, ...] = ()
+    captions: tuple[Caption, ...] = ()
+    pixels: Tensor | None = None
+    fields: dict[str, FieldValue] = field(default_factory=dict)
+    wanted: frozenset[str] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def wants(self, key: str) -> bool:
+        """Whether the field is asked for and not there yet."""
+        return key in self.wanted and key not in self.fields
+
+    def tensor(self, key: str) -> Tensor:
+        """The field as one tensor [B, ...]; TypeError if it is ragged, KeyError with the known names if absent."""
+        value = self._field(key)
+        if isinstance(value, Ragged):
+            raise TypeError(f"field {key!r} is ragged; use batch.ragged({key!r}).padded()")
+        return value
+
+    def ragged(self, key: str) -> Ragged:
+        """The field as ragged values; TypeError if it is one tensor, KeyError with the known names if absent."""
+        value = self._field(key)
+        if isinstance(value, Tensor):
+            raise TypeError(f"field {key!r} is one tensor; use batch.tensor({key!r})")
+        return value
+
+    def _field(self, key: str) -> FieldValue:
+        if key not in self.fields:
+            raise KeyError(f"the batch has no field {key!r}; it has {', '.join(sorted(self.fields)) or 'none'}")
+        return self.fields[key]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with pixels and fields on another device."""
+        pixels = None if self.pixels is None else self.pixels.to(device, non_blocking=True)
+        fields: dict[str, FieldValue] = {
+            key: value.to(device) if isinstance(value, Ragged) else value.to(device, non_blocking=True)
+            for key, value in self.fields.items()
+        }
+        return Batch(self.sources, self.captions, pixels, fields, self.wanted)

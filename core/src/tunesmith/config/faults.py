@@ -1,0 +1,159 @@
+"""pydantic's errors, said in the words of the config file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ..plugin import Settings
+from ..words import bare, nearest, shown, unknown
+from .lines import Key
+
+M = TypeVar("M", bound=Settings)
+Fault: TypeAlias = tuple[Key, str]
+"""A key below a table, and what is wrong there."""
+
+_QUOTED = re.compile(r"'([^']*)'")
+_WORDS: dict[str, str] = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "should be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "should be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "should be true or false"),
+    **dict.fromkeys(("string_type", "path_type"), "should be text in quotes"),
+    **dict.fromkeys(("list_type", "tuple_type", "set_type"), "should be an array, in brackets"),
+    **dict.fromkeys(("dict_type", "mapping_type", "model_type", "model_attributes_type"), "should be a table"),
+    "finite_number": "should be a finite number",
+    "greater_than": "should be greater than {gt}",
+    "greater_than_equal": "should be at least {ge}",
+    "less_than": "should be less than {lt}",
+    "less_than_equal": "should be at most {le}",
+    "multiple_of": "should be a multiple of {multiple_of}",
+    "too_short": "should have at least {min_length} entries",
+    "too_long": "should have at most {max_length} entries",
+    "string_too_short": "should have at least {min_length} characters",
+    "string_too_long": "should have at most {max_length} characters",
+    "string_pattern_mismatch": "should look like {pattern}",
+    "literal_error": "should be {expected}",
+    "enum": "should be {expected}",
+    "value_error": "{error}",
+    "assertion_error": "{error}",
+}
+
+
+def validate(kind: type[M], data: Mapping[str, Any], base: Path) -> tuple[M | None, list[Fault]]:
+    """The settings of a table, or None and all that is wrong with it, one fault per key.
+
+    Paths are taken relative to `base`. What a setting's own validator says in a ValueError is told word for word.
+    """
+    try:
+        settings = kind.model_validate(dict(data), context={"base": base})
+    except ValidationError as error:
+        return None, list(_faults(error, kind, data))
+    faults = [(key, f"{_path(key)} = {shown(flag)}: should be a number") for key, flag in _flags_as_numbers(data, settings, ())]
+    return (None, faults) if faults else (settings, [])
+
+
+def not_a_table(value: object, header: str) -> str:
+    """What to say where a table should be and something else is."""
+    return f"{shown(value)} stands where a table should be; write {header} and its settings below it"
+
+
+def _flags_as_numbers(raw: Any, value: Any, key: Key) -> Iterator[tuple[Key, bool]]:
+    """Where true or false stands for a number: pydantic takes them as 1 and 0."""
+    if isinstance(raw, bool) and isinstance(value, int | float) and not isinstance(value, bool):
+        yield key, raw
+    elif isinstance(raw, dict) and isinstance(value, BaseModel | dict):
+        fields = dict(value) if isinstance(value, BaseModel) else value
+        for name in raw.keys() & fields.keys():
+            yield from _flags_as_numbers(raw[name], fields[name], (*key, name))
+    elif isinstance(raw, list) and isinstance(value, list | tuple) and len(raw) == len(value):
+        for number, pair in enumerate(zip(raw, value, strict=True)):
+            yield from _flags_as_numbers(*pair, (*key, number))
+
+
+def _faults(error: ValidationError, kind: type[Settings], data: Mapping[str, Any]) -> Iterator[Fault]:
+    by_key: dict[Key, list[ErrorDetails]] = {}
+    for detail in error.errors(include_url=False):
+        by_key.setdefault(_key(detail, data), []).append(detail)
+    for key, details in by_key.items():
+        yield key, _sentence(key, details, kind)
+
+
+def _key(detail: ErrorDetails, data: Mapping[str, Any]) -> Key:
+    """The part of pydantic's location that the file has; the rest names alternatives of a type."""
+    key: Key = ()
+    here: Any = data
+    for part in detail["loc"]:
+        is_there = part in here if isinstance(here, Mapping) else isinstance(here, list) and isinstance(part, int) and part < len(here)
+        if not is_there:
+            break
+        here, key = here[part], (*key, part)
+    if detail["type"] == "missing" and detail["loc"] == (*key, detail["loc"][-1]):
+        return detail["loc"]
+    return key
+
+
+def _sentence(key: Key, details: list[ErrorDetails], kind: type[Settings]) -> str:
+    first = details[0]
+    if first["type"] == "missing":
+        field = _model_at(kind, key[:-1]).model_fields.get(str(key[-1]))
+        meaning = " ".join((field.description or "").split()) if field else ""
+        return f"missing setting {_path(key)!r}" + (f": {meaning}" if meaning else "")
+    if first["type"] == "extra_forbidden":
+        within = f" in {_path(key[:-1])}" if len(key) > 1 else ""
+        return unknown("setting", str(key[-1]), _model_at(kind, key[:-1]).model_fields) + within
+    words = _joined(details)
+    if not key:
+        return words
+    if first["loc"][-1] == "[key]":
+        return f"name {shown(key[-1])}: {words}"
+    value = first["input"]
+    subject = _path(key) if isinstance(value, Mapping) else f"{_path(key)} = {shown(value)}"
+    allowed = [name for detail in details for name in _allowed(detail)]
+    near = nearest(value, allowed) if isinstance(value, str) else None
+    return f"{subject}: {words}" + (f"; did you mean {near!r}?" if near else "")
+
+
+def _joined(details: list[ErrorDetails]) -> str:
+    """What is allowed; where a setting has several types, all of them."""
+    sentences = list(dict.fromkeys(map(_words, details)))
+    return " or ".join([sentences[0], *(sentence.removeprefix("should be ") for sentence in sentences[1:])])
+
+
+def _words(detail: ErrorDetails) -> str:
+    template = _WORDS.get(detail["type"])
+    if template is None:
+        return " ".join((detail["msg"][:1].lower() + detail["msg"][1:]).split())
+    return " ".join(template.format(**detail.get("ctx", {})).split())
+
+
+def _allowed(detail: ErrorDetails) -> list[str]:
+    return _QUOTED.findall(detail["ctx"]["expected"]) if detail["type"] in ("literal_error", "enum") else []
+
+
+def _model_at(kind: type[BaseModel], key: Key) -> type[BaseModel]:
+    """The settings that the table at `key` is described by."""
+    for part in key:
+        field = kind.model_fields.get(str(part))
+        if field is not None:
+            kind = next(_models(field.annotation), kind)
+    return kind
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
+
+
+def _path(key: Key) -> str:
+    """A key within its table, as a person would write it: `prompts.cat`, `seeds[0]`."""
+    text = ""
+    for part in key:
+        text += f"[{part}]" if isinstance(part, int) else f".{bare(part)}"
+    return text.removeprefix(".")

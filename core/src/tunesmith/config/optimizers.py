@@ -1,0 +1,105 @@
+"""`[optimizer]`: which class `type` names, and whether it takes the arguments that are given."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from ..errors import InputError
+from ..words import nearest, shown, unknown
+from .tables import OptimizerTable
+
+_OURS = frozenset({"self", "params", "lr"})
+_UNFIT = {
+    "lbfgs": "evaluates the loss several times per step, which a loop over micro-batches does not",
+    "sparseadam": "wants sparse gradients, which diffusion models do not have",
+}
+
+
+def optimizer_class(kind: str) -> type[Any]:
+    """The class that `type` names: one of torch.optim in lower case, or an import path; InputError if there is none."""
+    if "." in kind:
+        return _imported(kind)
+    known = _torch_optimizers()
+    if kind not in known:
+        near = nearest(kind, known)
+        hint = f"did you mean {near!r}?" if near else f"torch.optim has {', '.join(known)}"
+        raise InputError(f"type = {shown(kind)}: {hint}; others are named by an import path such as 'bitsandbytes.optim.PagedLion8bit'")
+    if kind in _UNFIT:
+        raise InputError(f"type = {kind!r}: {known[kind].__name__} {_UNFIT[kind]}; take another, such as 'adamw'")
+    return known[kind]
+
+
+def optimizer_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is wrong with the type and the arguments in a raw `[optimizer]` table, as (key, sentence)."""
+    kind = table.get("type", OptimizerTable.model_fields["type"].default)
+    if not isinstance(kind, str):
+        return []  # the table's own validation tells
+    try:
+        found = optimizer_class(kind)
+    except InputError as error:
+        return [("type", str(error))]
+    arguments = {name: value for name, value in table.items() if name not in OptimizerTable.model_fields}
+    return _signature_problems(kind, found, arguments) or _refusal(kind, found, arguments)
+
+
+def _signature_problems(kind: str, found: type[Any], arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Arguments that are unknown, not the user's to give, or missing."""
+    parameters = inspect.signature(found).parameters.values()
+    named = [one for one in parameters if one.name not in _OURS and one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    known = {one.name for one in named}
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    problems: list[tuple[str, str]] = []
+    for name in arguments:
+        if name in _OURS:
+            problems.append((name, f"{name!r} is not for a config to set: what is trained follows from the model and the plugins"))
+        elif name not in known and not takes_any:
+            problems.append((name, unknown(f"setting of {kind}", name, {*known, *OptimizerTable.model_fields})))
+    missing = [one.name for one in named if one.default is one.empty and one.name not in arguments]
+    return problems + [("type", f"{kind} needs {name!r}, which has no default: add {name} = ...") for name in missing]
+
+
+def _refusal(kind: str, found: type[Any], arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What an optimizer of torch says of these values when it is given one weight."""
+    if not found.__module__.startswith("torch.optim"):
+        return []  # others may need a GPU to be made
+    import torch
+
+    try:
+        found([torch.nn.Parameter(torch.zeros(2, 2))], **arguments)
+    except Exception as error:  # torch checks values in its own ways; all of them are told
+        blamed = [name for name in arguments if name.rstrip("s") in str(error)]
+        return [(blamed[0] if blamed else "type", f"{kind} refuses its arguments: {' '.join(str(error).split())}")]
+    return []
+
+
+def _torch_optimizers() -> dict[str, type[Any]]:
+    from torch import optim
+
+    classes = {name.lower(): one for name, one in vars(optim).items() if isinstance(one, type) and issubclass(one, optim.Optimizer)}
+    return {name: classes[name] for name in sorted(classes) if name != "optimizer"}
+
+
+def _imported(path: str) -> type[Any]:
+    from torch.optim import Optimizer
+
+    module_name, _, name = path.rpartition(".")
+    try:
+        module = import_module(module_name)
+    except Exception as error:  # whatever a stranger's module raises; the user is told
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"type = {shown(path)}: cannot import {shown(module_name)}: {cause}") from error
+    if not hasattr(module, name):
+        raise InputError(f"type = {shown(path)}: {unknown(f'class of {module_name}', name, _optimizers_in(module))}")
+    found = getattr(module, name)
+    if not (isinstance(found, type) and issubclass(found, Optimizer)):
+        raise InputError(f"type = {shown(path)}: is no subclass of torch.optim.Optimizer")
+    return found
+
+
+def _optimizers_in(module: Any) -> list[str]:
+    from torch.optim import Optimizer
+
+    return [name for name, one in vars(module).items() if isinstance(one, type) and issubclass(one, Optimizer) and one is not Optimizer]

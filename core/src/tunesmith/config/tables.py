@@ -1,0 +1,244 @@
+"""The core's tables of the config file, each setting with its default, its bounds and its meaning."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from ..paths import InputPath
+from ..plugin import Settings
+
+T = TypeVar("T")
+
+_STEM = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+_WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
+_SIZE = r"[1-9]\d{0,4}x[1-9]\d{0,4}"
+
+
+def _file_stem(value: str) -> str:
+    if not re.fullmatch(_STEM, value):
+        raise ValueError("it becomes a file name: use up to 100 letters, digits, '.', '_' and '-', and start with a letter or digit")
+    if value.endswith("."):
+        raise ValueError("it becomes a file name, and these cannot end with a dot everywhere")
+    if value.partition(".")[0].upper() in _WINDOWS_DEVICES:
+        raise ValueError("it becomes a file name, and Windows keeps this one for a device")
+    return value
+
+
+def _size(value: str) -> str:
+    if not re.fullmatch(_SIZE, value):
+        raise ValueError("should be WIDTHxHEIGHT in pixels, such as '1024x768'")
+    return value
+
+
+def _off(value: Any) -> Any:
+    return None if value is False else value
+
+
+FileStem: TypeAlias = Annotated[str, AfterValidator(_file_stem), WithJsonSchema({"type": "string", "pattern": f"^{_STEM}$"})]
+"""A name that becomes a file or folder name, on every system: letters, digits, dot, underscore and dash."""
+
+SizeText: TypeAlias = Annotated[str, AfterValidator(_size), WithJsonSchema({"type": "string", "pattern": f"^{_SIZE}$"})]
+"""WIDTHxHEIGHT in pixels."""
+
+OrOff: TypeAlias = Annotated[T | None, BeforeValidator(_off)]
+"""A setting that `false` switches off; it is None then."""
+
+
+def as_stem(text: str, fallback: str) -> str:
+    """The nearest thing to `text` that is a `FileStem`; `fallback` if nothing of it is left."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:100].strip("._-")
+    try:
+        return _file_stem(stem) if stem else fallback
+    except ValueError:
+        return f"{fallback}-{stem}"
+
+
+class RunTable(Settings):
+    """`[run]`: how long, how precisely, and where to."""
+
+    name: FileStem | None = None
+    """Name of the run directory; when not given the config file's, without its ending, or its folder's if that is `config`."""
+    output: Path = Path("runs")
+    """Folder of all run directories, relative to where `tune` is started."""
+    steps: int | None = Field(None, ge=1)
+    """Length of the run in optimizer steps; give steps or epochs, not both."""
+    epochs: int | None = Field(None, ge=1)
+    """Length of the run in passes over the data; give steps or epochs, not both."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Every random draw is a function of this seed and its position in the run."""
+    batch_size: int = Field(1, ge=1)
+    """Samples in one micro-batch of one process."""
+    gradient_accumulation: int = Field(1, ge=1)
+    """Micro-batches per optimizer step."""
+    gradient_checkpointing: bool = False
+    """Recompute activations during backward: less memory, about a third more time."""
+    precision: Literal["no", "bf16", "fp16"] = "bf16"
+    """Autocast precision of the computation; fp16 needs a GPU."""
+    weights: Literal["fp32", "bf16"] = "fp32"
+    """Precision in which trained weights are kept; bf16 halves memory and loses small updates."""
+    device: str = "auto"
+    """`auto` takes CUDA or ROCm, then MPS, then the CPU; or a torch device such as `cuda:1`."""
+    deterministic: bool = False
+    """Ask torch for deterministic kernels, so that a resumed run on CUDA is bit-equal too."""
+    cache: bool = True
+    """Encode latents and prompts once, before the trained model is loaded; false encodes on the fly."""
+    cache_dir: Path = Path("cache")
+    """Folder of the cache, relative to where `tune` is started; may be shared by all runs."""
+    log_every: int = Field(10, ge=1)
+    """Steps between two reports of the loss."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> RunTable:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give the length of the run as either steps or epochs" + ("" if self.steps is None else ", not both"))
+        return self
+
+
+class NoiseTable(Settings):
+    """`[noise]`: how the noise level sigma of a training sample is drawn."""
+
+    distribution: Literal["logit_normal", "uniform", "beta"] = "logit_normal"
+    """Density of sigma before the shift."""
+    scale: float = Field(1.0, gt=0)
+    """logit_normal: sigma = sigmoid(scale * (n + offset)), n standard normal."""
+    offset: float = 0.0
+    """logit_normal: moves the density to more (positive) or less noise."""
+    alpha: float = Field(2.0, gt=0)
+    """beta: first shape parameter."""
+    beta: float = Field(2.0, gt=0)
+    """beta: second shape parameter."""
+    shift: Literal["checkpoint", "none", "auto"] | Annotated[float, Field(gt=0)] = "checkpoint"
+    """sigma' = s*sigma / (1 + (s-1)*sigma): the checkpoint's own s, none, a number, or `auto` by token count."""
+    auto_clamp: bool = True
+    """auto: outside 256 to 4096 tokens use the shift at the end of that range instead of extrapolating."""
+
+
+class LossTable(Settings):
+    """`[loss]`: the distance between predicted and true velocity."""
+
+    type: Literal["l2", "huber", "smooth_l1"] = "l2"
+    """huber and smooth_l1 are the pseudo-Huber forms 2c(sqrt(d^2+c^2)-c) and 2(sqrt(d^2+c^2)-c)."""
+    huber_c: float = Field(0.1, gt=0)
+    """The distance c at which huber and smooth_l1 turn from square to linear."""
+    huber_schedule: Literal["constant", "exponential", "snr"] = "constant"
+    """How c depends on sigma: not at all, c^sigma, or by the signal-to-noise ratio."""
+
+
+class OptimizerTable(Settings):
+    """`[optimizer]`: what updates the weights; further keys are arguments of the optimizer itself."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = "adamw"
+    """A class of torch.optim by its lower-case name, or an import path such as `bitsandbytes.optim.PagedLion8bit`."""
+    lr: float = Field(1e-4, gt=0)
+    """Learning rate after warmup."""
+    schedule: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = "constant"
+    """How the learning rate falls after the warmup, reaching `end` times `lr` at the last step."""
+    warmup: int = Field(0, ge=0)
+    """Optimizer steps over which the learning rate rises linearly from 0."""
+    end: float = Field(0.0, ge=0, le=1)
+    """Share of `lr` at which a falling schedule ends."""
+    cycles: int = Field(1, ge=1)
+    """cosine_with_restarts: number of cosines."""
+    power: float = Field(1.0, gt=0)
+    """polynomial: exponent."""
+    clip_norm: OrOff[Annotated[float, Field(gt=0)]] = 1.0
+    """Scale the gradient down to this norm; false switches it off, and so does `clip_value`."""
+    clip_value: float | None = Field(None, gt=0)
+    """Clip each element of the gradient to this size instead of clipping the norm."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_clipping(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "clip_value" not in data:
+            return data
+        if data.get("clip_norm", False) is not False:
+            raise ValueError("clip the gradient by `clip_norm` or by `clip_value`, not both")
+        return {**data, "clip_norm": None}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keys that are not the core's: arguments of the optimizer."""
+        return dict(self.model_extra or {})
+
+
+class DatasetTable(Settings):
+    """`[[datasets]]`: one folder of pictures with captions."""
+
+    name: FileStem | None = None
+    """Name in messages and in the cache; the folder's name when not given."""
+    kind: Literal["image"] = "image"
+    """What the files are."""
+    path: InputPath
+    """Folder of jpg, png and webp files, searched with its subfolders; relative to the config file."""
+    captions: Literal["textfile", "filename", "instance"] = "textfile"
+    """Caption from a .txt file beside the image (each line an alternative), from its file name, or `instance_prompt`."""
+    instance_prompt: str | None = None
+    """The one caption of every image, with `captions = "instance"`."""
+    caption_dropout: float = Field(0.0, ge=0, le=1)
+    """Share of samples that are trained with an empty caption."""
+    resolution: Annotated[float, Field(gt=0)] | None = None
+    """Target size: pixels of an edge, or megapixels with `resolution_type = "area"`; the family's own when not given."""
+    resolution_type: Literal["pixel", "area", "pixel_area"] = "pixel_area"
+    """pixel: the shorter edge; area: megapixels; pixel_area: the area of a square with this edge."""
+    bucket_rounding: int = Field(2, ge=0, le=4)
+    """Decimals of the aspect ratio by which images are put into one bucket."""
+    crop: Literal["center", "random"] = "center"
+    """What is cut off to reach the bucket's size."""
+    crop_aspect: Literal["preserve", "square"] = "preserve"
+    """preserve: buckets by aspect ratio; square: everything is cropped square."""
+    variants: int = Field(1, ge=1)
+    """With a cache and random crops: how many crops of each image are drawn and kept."""
+    repeats: int = Field(1, ge=1)
+    """How often each sample is seen in one epoch."""
+    batch_size: int | None = Field(None, ge=1)
+    """Samples in one micro-batch of this dataset; `[run] batch_size` when not given."""
+    oversubscribe: bool = False
+    """Repeat samples of a bucket that is smaller than a batch until it fills one."""
+
+    @model_validator(mode="after")
+    def _instance(self) -> DatasetTable:
+        if (self.captions == "instance") != (self.instance_prompt is not None):
+            raise ValueError('`captions = "instance"` and `instance_prompt` go together')
+        return self
+
+
+class CheckpointsTable(Settings):
+    """`[checkpoints]`: how often the run is saved, and how many are kept."""
+
+    every: OrOff[Annotated[int, Field(ge=1)]] = 500
+    """Optimizer steps between two checkpoints; false saves at the end of the run only, which is always saved."""
+    keep: int | None = Field(None, ge=1)
+    """Keep only the newest so many; all when not given. Surplus ones go after a new one is complete."""
+
+
+class ValidationTable(Settings):
+    """`[validation]`: pictures made while training; without prompts there are none."""
+
+    every: OrOff[Annotated[int, Field(ge=1)]] = None
+    """Optimizer steps between two validations; only first and last when not given or false."""
+    at_start: bool = True
+    """Also before the first step: the untrained model, to compare with."""
+    at_end: bool = True
+    """Also after the last step."""
+    prompts: dict[FileStem, str] = Field(default_factory=dict)
+    """nickname = prompt; nicknames become file names."""
+    prompts_file: InputPath | None = None
+    """A JSON object of nickname: prompt, relative to the config file."""
+    negative_prompt: str = ""
+    """What guidance steers away from."""
+    resolutions: tuple[SizeText, ...] = ()
+    """Sizes as "WIDTHxHEIGHT"; the family's own when not given."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
+    """One picture of each prompt and size for each seed."""
+    guidance: float | None = Field(None, ge=0)
+    """Classifier-free guidance; the family's own when not given."""
+    steps: int | None = Field(None, ge=1)
+    """Sampling steps; the family's own when not given."""
+    scheduler: str | None = None
+    """A diffusers scheduler class such as `DPMSolverMultistepScheduler`; the checkpoint's own when not given."""

@@ -1,0 +1,1 @@
+"""From files on disk to batches: geometry, images, captions, datasets, order, cache and loading."""

@@ -1,0 +1,203 @@
+"""The cache of encoded values: append-only shard files and an SQLite index from key to place.
+
+A key names everything that a value depends on, so nothing in it can be stale. A value is visible once its bytes are on
+disk and its line in the index is committed, in this order; a writer that dies leaves unreferenced bytes and no more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ..batch import Caption, Crop, Field, Window
+from ..errors import InputError
+from .database import explained, open_database
+from .images import TRANSFORM
+
+_SCHEMA = "CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, shard TEXT, offset INT, length INT, checksum BLOB) WITHOUT ROWID"
+_VALUE = "value"
+GROUP_ENTRIES = 256
+"""Entries that are committed together at most."""
+GROUP_BYTES = 64 * 2**20
+"""Bytes that are committed together, about."""
+_QUERY_KEYS = 500
+"""Keys that are asked for in one statement."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    shard: str
+    offset: int
+    length: int
+    checksum: bytes
+
+
+class Cache:
+    """Tensors by key in a folder that any number of processes of one machine may read and write at once.
+
+    What this cache object wrote it can read at once, others after `flush`. `damaged` counts entries whose bytes did not
+    match their checksum; each is forgotten, so that it is made anew, and told to `on_damage`.
+    """
+
+    def __init__(self, folder: Path, on_damage: Callable[[str], None] | None = None) -> None:
+        self.folder = folder
+        self.damaged = 0
+        self.on_damage = on_damage
+        self._index = folder / "index.sqlite"
+        self._lock = threading.RLock()
+        self._connection = open_database(self._index, _SCHEMA)
+        self._readers: dict[str, BinaryIO] = {}
+        self._writer: BinaryIO | None = None
+        self._shard = f"shard-{uuid.uuid4().hex}.bin"
+        self._end = 0
+        self._committed = 0
+        self._waiting: dict[str, _Place] = {}
+
+    def __enter__(self) -> Cache:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def get(self, key: str) -> Tensor | None:
+        """The tensor, bit for bit as it was put, or None; an entry with wrong bytes is forgotten and counts as absent."""
+        with self._lock:
+            place = self._place(key)
+            if place is None:
+                return None
+            content = self._read(place)
+            if _checksum(content) == place.checksum:
+                return load(content)[_VALUE]
+            self._forget(key, place)
+            return None
+
+    def put(self, key: str, value: Tensor) -> None:
+        """Store a tensor from any device; nothing happens if the key is there."""
+        content = save({_VALUE: value.detach().cpu().contiguous()})
+        with self._lock:
+            if self._place(key) is not None:
+                return
+            try:
+                self._append(content)
+            except OSError as error:
+                raise InputError(
+                    f"[run] cache_dir: {self.folder} cannot be written to ({error.strerror}); choose another folder"
+                ) from error
+            self._waiting[key] = _Place(self._shard, self._end - len(content), len(content), _checksum(content))
+            if len(self._waiting) >= GROUP_ENTRIES or self._end - self._committed >= GROUP_BYTES:
+                self.flush()
+
+    def put_many(self, values: Mapping[str, Tensor]) -> None:
+        """Store several tensors."""
+        for key, value in values.items():
+            self.put(key, value)
+
+    def contains_many(self, keys: Iterable[str]) -> set[str]:
+        """Which of the keys are there."""
+        wanted = list(dict.fromkeys(keys))
+        with self._lock, explained(self._index):
+            found = {key for key in wanted if key in self._waiting}
+            for some in _portions(wanted):
+                marks = ",".join("?" * len(some))
+                found.update(key for (key,) in self._connection.execute(f"SELECT key FROM entries WHERE key IN ({marks})", some))
+        return found
+
+    def flush(self) -> None:
+        """Make everything that was put durable and visible to others."""
+        with self._lock:
+            if self._writer is None or not self._waiting:
+                return
+            _sync(self._writer)
+            rows = [(key, place.shard, place.offset, place.length, place.checksum) for key, place in self._waiting.items()]
+            with explained(self._index):
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._connection.executemany("INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?)", rows)
+                self._connection.execute("COMMIT")
+            self._waiting.clear()
+            self._committed = self._end
+
+    def close(self) -> None:
+        """Flush, and close all files."""
+        with self._lock:
+            self.flush()
+            for file in [*self._readers.values(), *([self._writer] if self._writer else [])]:
+                file.close()
+            self._readers.clear()
+            self._writer = None
+            self._connection.close()
+
+    def _place(self, key: str) -> _Place | None:
+        if key in self._waiting:
+            return self._waiting[key]
+        with explained(self._index):
+            row = self._connection.execute("SELECT shard, offset, length, checksum FROM entries WHERE key = ?", (key,)).fetchone()
+        return None if row is None else _Place(*row)
+
+    def _read(self, place: _Place) -> bytes:
+        """The bytes at a place; fewer if the shard ends before or is gone."""
+        if place.shard == self._shard and self._writer is not None:
+            self._writer.flush()
+        if place.shard not in self._readers:
+            try:
+                self._readers[place.shard] = (self.folder / place.shard).open("rb")
+            except FileNotFoundError:
+                return b""
+        file = self._readers[place.shard]
+        file.seek(place.offset)
+        return file.read(place.length)
+
+    def _append(self, content: bytes) -> None:
+        if self._writer is None:
+            self._writer = (self.folder / self._shard).open("xb")
+        self._writer.write(content)
+        self._end += len(content)
+
+    def _forget(self, key: str, place: _Place) -> None:
+        self.damaged += 1
+        self._waiting.pop(key, None)
+        with explained(self._index):
+            self._connection.execute("DELETE FROM entries WHERE key = ? AND shard = ? AND offset = ?", (key, place.shard, place.offset))
+        if self.on_damage is not None:
+            self.on_damage(f"a cache entry in {self.folder / place.shard} is damaged and was forgotten; it is made anew when next encoded")
+
+
+def sample_key(field: Field, file_hash: str, crop: Crop, window: Window | None = None) -> str:
+    """The key of a per-sample field: what the encoder is, the file's bytes, how pixels are made of them, and which part."""
+    return _key("sample", field.key, field.fingerprint, TRANSFORM, file_hash, repr(crop), repr(window))
+
+
+def caption_key(field: Field, caption: Caption) -> str:
+    """The key of a field of captions: what the encoder is, and the text."""
+    return _key("caption", field.key, field.fingerprint, caption.text, str(caption.negative))
+
+
+def _key(*parts: str) -> str:
+    whole = hashlib.blake2b(digest_size=20)
+    for part in parts:
+        encoded = part.encode()
+        whole.update(len(encoded).to_bytes(8, "little") + encoded)
+    return whole.hexdigest()
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _portions(keys: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(keys), _QUERY_KEYS):
+        yield keys[start : start + _QUERY_KEYS]

@@ -1,0 +1,221 @@
+"""Encoding around the cache: only what is missing is decoded and computed."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..batch import Batch, Caption, Field, FieldValue, Ragged, Source
+from ..errors import RunFailed
+from .cache import Cache, caption_key, sample_key
+from .images import Unreadable, load_pixels
+from .order import Order
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+DECODERS = min(8, os.cpu_count() or 1)
+"""Threads that decode pictures."""
+T = TypeVar("T")
+AHEAD = 2
+"""Batches whose pictures are being decoded while one is encoded."""
+
+
+class Bar(Protocol):
+    """Shows how far a stage is."""
+
+    def advance(self, count: int) -> None:
+        """So many more are done."""
+
+
+class Stages(Protocol):
+    """Shows stages, one after the other."""
+
+    def stage(self, title: str, total: int) -> AbstractContextManager[Bar]:
+        """Begin a stage of `total` things."""
+
+
+@dataclass(frozen=True)
+class _Todo:
+    """A source and the keys, by field, of what the cache lacks of it."""
+
+    source: Source
+    lacks: Mapping[str, str]
+
+
+def fill(run: Run, cache: Cache, fields: Sequence[Field], order: Order, captions: Iterable[Caption], progress: Stages) -> None:
+    """Bring the cache to hold every field of every source of the order and of every caption.
+
+    A file that cannot be read is dropped from its dataset, which counts and names it. Raises InputError if a dataset has
+    no whole batch left, RunFailed if an encoder's result is not finite.
+    """
+    try:
+        _fill_captions(run, cache, [field for field in fields if not field.per_sample], captions, progress)
+        _fill_samples(run, cache, [field for field in fields if field.per_sample], order, progress)
+    finally:
+        cache.flush()
+    order.require_batches()
+
+
+def read_caption_fields(run: Run, cache: Cache | None, fields: Sequence[Field], caption: Caption) -> dict[str, FieldValue]:
+    """The fields of one caption for a batch of one, on the CPU; encoded now if there is no cache."""
+    wanted = [field for field in fields if not field.per_sample]
+    if cache is None:
+        encoded = encode(run, Batch(captions=(caption,), wanted=frozenset(field.key for field in wanted))).to(torch.device("cpu"))
+        return {field.key: encoded.fields[field.key] for field in wanted}
+    return {field.key: collate(field, [stored(cache, caption_key(field, caption), repr(caption.text))]) for field in wanted}
+
+
+def encode_now(run: Run, sources: Sequence[Source], fields: Sequence[Field]) -> Batch:
+    """Decode and encode one batch without a cache; Unreadable if a file cannot be decoded."""
+    return encode(run, decoded(sources, fields))
+
+
+def decoded(sources: Sequence[Source], fields: Sequence[Field]) -> Batch:
+    """A batch with pixels on the CPU that wants all fields; Unreadable if a file cannot be decoded."""
+    return batch_of(sources, [load_pixels(source) for source in sources], [field.key for field in fields])
+
+
+def batch_of(sources: Sequence[Source], pixels: Sequence[Tensor], wanted: Iterable[str]) -> Batch:
+    """A batch of sources whose pixels were decoded."""
+    return Batch(tuple(sources), tuple(source.caption for source in sources), torch.stack(list(pixels)), wanted=frozenset(wanted))
+
+
+def encode(run: Run, batch: Batch) -> Batch:
+    """What the chain of encoders makes of the batch, on the run's device."""
+    with torch.no_grad():
+        return run.hooks.encode_batch(run, batch.to(run.device))
+
+
+def collate(field: Field, values: Sequence[Tensor]) -> FieldValue:
+    """One field of a batch from the values of its samples."""
+    return Ragged(values) if field.ragged else torch.stack(list(values))
+
+
+def stored(cache: Cache, key: str, what: str) -> Tensor:
+    """A value that the cache was filled with; RunFailed if it is gone since."""
+    value = cache.get(key)
+    if value is None:
+        raise RunFailed(f"the cache in {cache.folder} no longer holds what was encoded of {what}; start again, and it is encoded anew")
+    return value
+
+
+def _fill_captions(run: Run, cache: Cache, fields: Sequence[Field], captions: Iterable[Caption], progress: Stages) -> None:
+    keys = {caption: {field.key: caption_key(field, caption) for field in fields} for caption in captions}
+    there = cache.contains_many(key for of_caption in keys.values() for key in of_caption.values())
+    groups: dict[frozenset[str], list[Caption]] = {}
+    for caption, of_caption in keys.items():
+        lacks = frozenset(field for field, key in of_caption.items() if key not in there)
+        if lacks:
+            groups.setdefault(lacks, []).append(caption)
+    if not groups:
+        return
+    with progress.stage("encoding captions", sum(map(len, groups.values()))) as bar:
+        for lacks, group in groups.items():
+            for some in _portions(group, run.config.run.batch_size):
+                encoded = encode(run, Batch(captions=tuple(some), wanted=lacks))
+                for field in fields:
+                    if field.key in lacks:
+                        values = _values(field, encoded, [f"caption {caption.text!r}" for caption in some])
+                        cache.put_many({keys[caption][field.key]: value for caption, value in zip(some, values, strict=True)})
+                bar.advance(len(some))
+
+
+def _fill_samples(run: Run, cache: Cache, fields: Sequence[Field], order: Order, progress: Stages) -> None:
+    portions = _missing(run, cache, fields, order, progress)
+    if not portions:
+        return
+    with progress.stage("encoding samples", sum(map(len, portions))) as bar, ThreadPoolExecutor(DECODERS) as pool:
+        for todos, pixels in _decoded_ahead(pool, portions):
+            good: list[_Todo] = []
+            for todo, picture in zip(todos, pixels, strict=True):
+                if isinstance(picture, Unreadable):
+                    order.drop(todo.source, picture.reason)
+                else:
+                    good.append(todo)
+            if good:
+                tensors = [picture for picture in pixels if isinstance(picture, Tensor)]
+                _encode_samples(run, cache, fields, good, tensors)
+            bar.advance(len(todos))
+
+
+def _encode_samples(run: Run, cache: Cache, fields: Sequence[Field], todos: Sequence[_Todo], pixels: Sequence[Tensor]) -> None:
+    lacks = todos[0].lacks.keys()
+    encoded = encode(run, batch_of([todo.source for todo in todos], pixels, lacks))
+    for field in fields:
+        if field.key in lacks:
+            values = _values(field, encoded, [str(todo.source) for todo in todos])
+            cache.put_many({todo.lacks[field.key]: value for todo, value in zip(todos, values, strict=True)})
+
+
+def _missing(run: Run, cache: Cache, fields: Sequence[Field], order: Order, progress: Stages) -> list[list[_Todo]]:
+    """What the cache lacks, in portions that can be one batch: of one size and lacking the same fields."""
+    sources = list(order.all_sources())
+    keys: list[dict[str, str]] = []
+    with progress.stage("hashing files", len(sources)) as bar, ThreadPoolExecutor(DECODERS) as pool:
+        for source, content in zip(sources, pool.map(lambda source: _content(run, source), sources), strict=True):
+            keys.append({} if content is None else {field.key: sample_key(field, content, source.crop, source.window) for field in fields})
+            if content is None:
+                order.drop(source, "cannot be read")
+            bar.advance(1)
+    there = cache.contains_many(key for of_source in keys for key in of_source.values())
+    groups: dict[tuple[tuple[int, int], frozenset[str]], list[_Todo]] = {}
+    for source, of_source in zip(sources, keys, strict=True):
+        lacks = {field: key for field, key in of_source.items() if key not in there}
+        if lacks:
+            groups.setdefault((source.crop.size, frozenset(lacks)), []).append(_Todo(source, lacks))
+    return [portion for group in groups.values() for portion in _portions(group, run.config.run.batch_size)]
+
+
+def _content(run: Run, source: Source) -> str | None:
+    try:
+        return run.file_hashes.of(source.file)
+    except OSError:
+        return None
+
+
+def _decoded_ahead(pool: ThreadPoolExecutor, portions: Sequence[list[_Todo]]) -> Iterator[tuple[list[_Todo], list[Tensor | Unreadable]]]:
+    """The portions with their pixels, a few of them being decoded ahead."""
+    waiting: deque[tuple[list[_Todo], list[Future[Tensor | Unreadable]]]] = deque()
+    for portion in portions:
+        waiting.append((portion, [pool.submit(_pixels, todo.source) for todo in portion]))
+        if len(waiting) > AHEAD:
+            todos, futures = waiting.popleft()
+            yield todos, [future.result() for future in futures]
+    for todos, futures in waiting:
+        yield todos, [future.result() for future in futures]
+
+
+def _pixels(source: Source) -> Tensor | Unreadable:
+    try:
+        return load_pixels(source)
+    except Unreadable as error:
+        return error
+
+
+def _values(field: Field, batch: Batch, names: Sequence[str]) -> list[Tensor]:
+    """A field's value for each sample, on the CPU; RunFailed if one is not finite."""
+    value = batch.ragged(field.key).values if field.ragged else batch.tensor(field.key)
+    if len(value) != len(names):
+        raise RuntimeError(f"encode_batch made {len(value)} values of field {field.key!r} for {len(names)} samples")
+    values = [one.detach().cpu().contiguous() for one in value]
+    for one, name in zip(values, names, strict=True):
+        if one.is_floating_point() and not torch.isfinite(one).all():
+            raise RunFailed(
+                f"{field.key!r} of {name} is not finite, and it was not stored: the encoder overflows in its precision, "
+                "or the input is damaged; use bf16 or fp32 for the encoder, or take the file out"
+            )
+    return values
+
+
+def _portions(items: Sequence[T], size: int) -> Iterator[list[T]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])

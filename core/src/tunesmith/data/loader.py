@@ -1,0 +1,148 @@
+"""Batches of a run by position, read ahead by one thread."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..batch import Batch, Field, FieldValue, Ragged, Source
+from ..errors import RunFailed
+from .cache import Cache, caption_key, sample_key
+from .encode import batch_of, collate, encode, stored
+from .images import Unreadable, load_pixels
+from .order import Draw, Order
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+AHEAD = 3
+"""Batches that wait to be taken."""
+
+
+class Loader:
+    """The batches of an order with all their fields: from the cache, or decoded and encoded when they are due.
+
+    Without a cache a file that cannot be decoded is replaced by the next of its bucket, so that a batch stays a function
+    of its position; `on_unreadable` is told of each such file once.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        order: Order,
+        fields: Sequence[Field],
+        cache: Cache | None,
+        on_unreadable: Callable[[Source, str], None] | None = None,
+    ) -> None:
+        self.run = run
+        self.order = order
+        self.fields = tuple(fields)
+        self.cache = cache
+        self.on_unreadable = on_unreadable
+        self.unreadable: dict[Path, str] = {}
+        self._contents: dict[Path, str] = {}
+
+    def batch(self, position: int) -> Batch:
+        """The batch at a position of the run, with all fields: on the CPU from the cache, else on the run's device."""
+        return self._finished(self._prepared(position))
+
+    @contextmanager
+    def batches(self, start: int) -> Iterator[Iterator[Batch]]:
+        """The batches from a position on, without end, on the run's device; a thread that ends with the block reads ahead.
+
+        What goes wrong in the thread is raised where the batch is taken.
+        """
+        ready: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
+        closed = threading.Event()
+        thread = threading.Thread(target=self._read_ahead, args=(start, ready, closed), name="loader", daemon=True)
+        thread.start()
+        try:
+            yield self._taken(ready)
+        finally:
+            closed.set()
+            thread.join()
+
+    def _taken(self, ready: queue.Queue[Batch | BaseException]) -> Iterator[Batch]:
+        while True:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield self._finished(item).to(self.run.device)
+
+    def _read_ahead(self, start: int, ready: queue.Queue[Batch | BaseException], closed: threading.Event) -> None:
+        item: Batch | BaseException
+        for position in itertools.count(start):
+            try:
+                item = self._prepared(position)
+                if self.run.device.type == "cuda":
+                    item = _pinned(item)
+            except BaseException as error:  # raised again by whoever takes the batch
+                item = error
+            while not closed.is_set():
+                try:
+                    ready.put(item, timeout=0.05)
+                    break
+                except queue.Full:
+                    continue
+            if closed.is_set() or isinstance(item, BaseException):
+                return
+
+    def _prepared(self, position: int) -> Batch:
+        """What the reading thread can do: read all fields, or decode the pixels that they are computed from."""
+        if self.cache is not None:
+            return self._read(self.cache, self.order.batch(position))
+        chosen = [self._decoded(draw) for draw in self.order.draws(position)]
+        return batch_of([source for source, _ in chosen], [pixels for _, pixels in chosen], [field.key for field in self.fields])
+
+    def _finished(self, batch: Batch) -> Batch:
+        """What is left for the main thread: encoding, where there is no cache."""
+        return batch if self.cache is not None else encode(self.run, batch)
+
+    def _read(self, cache: Cache, sources: Sequence[Source]) -> Batch:
+        fields: dict[str, FieldValue] = {}
+        for field in self.fields:
+            values = [stored(cache, self._key(field, source), str(source)) for source in sources]
+            fields[field.key] = collate(field, values)
+        return Batch(tuple(sources), tuple(source.caption for source in sources), fields=fields)
+
+    def _key(self, field: Field, source: Source) -> str:
+        if not field.per_sample:
+            return caption_key(field, source.caption)
+        if source.file not in self._contents:
+            self._contents[source.file] = self.run.file_hashes.of(source.file)
+        return sample_key(field, self._contents[source.file], source.crop, source.window)
+
+    def _decoded(self, draw: Draw) -> tuple[Source, Tensor]:
+        """A drawn sample and its pixels; those of the next readable one of its bucket if its file cannot be decoded."""
+        for one in itertools.chain([draw], self.order.neighbours(draw)):
+            source = self.order.source(one)
+            if source.file in self.unreadable:
+                continue
+            try:
+                return source, load_pixels(source)
+            except Unreadable as error:
+                self.unreadable[source.file] = error.reason
+                if self.on_unreadable is not None:
+                    self.on_unreadable(source, error.reason)
+        width, height, _ = draw.bucket
+        raise RunFailed(f"dataset {draw.dataset.name!r}: no picture of the bucket {width}x{height} can be decoded; {self._examples()}")
+
+    def _examples(self) -> str:
+        return "; ".join(f"{file}: {reason}" for file, reason in itertools.islice(self.unreadable.items(), 3))
+
+
+def _pinned(batch: Batch) -> Batch:
+    """The batch in memory from which it is copied to a GPU without waiting."""
+
+    def pin(value: FieldValue) -> FieldValue:
+        return Ragged([one.pin_memory() for one in value.values]) if isinstance(value, Ragged) else value.pin_memory()
+
+    pixels = None if batch.pixels is None else batch.pixels.pin_memory()
+    return Batch(batch.sources, batch.captions, pixels, {key: pin(value) for key, value in batch.fields.items()}, batch.wanted)

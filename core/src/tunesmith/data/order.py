@@ -1,0 +1,176 @@
+"""Which samples make up which batch of a run: a pure function of the batch's position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..batch import Caption, Crop, Source
+from ..errors import InputError
+from ..randomness import numpy_generator
+from .dataset import Bucket, Dataset, Sample
+from .geometry import center_crop, random_crop
+
+Entries = NDArray[np.int64]
+"""Draws of samples: sample index * rounds + repeat, [batches, batch size]."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The samples of one bucket of one dataset, the size and number of its batches, and how often a sample may come in an epoch."""
+
+    dataset: Dataset
+    bucket: Bucket
+    indexes: NDArray[np.int64]
+    batch_size: int
+    batches: int
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sample as one epoch sees it for the `repeat`-th time."""
+
+    dataset: Dataset
+    bucket: Bucket
+    index: int
+    epoch: int
+    repeat: int
+
+
+class Order:
+    """The batches of a run, each from one dataset and one bucket, in an order that the seed and the epoch decide.
+
+    In each epoch the samples of a bucket, each as often as it repeats, are shuffled and cut into whole batches; what is
+    left over is another remainder each epoch. Then all batches are shuffled. `cached` says that crops and their number
+    are fixed beforehand; otherwise each epoch draws its own. Only the order of one epoch is in memory.
+    """
+
+    def __init__(self, datasets: Sequence[Dataset], seed: int, *, cached: bool) -> None:
+        names = [dataset.name for dataset in datasets]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"{names.count(name)} datasets are named {name!r}; give each `[[datasets]]` table its own `name`")
+        self.datasets = {dataset.name: dataset for dataset in datasets}
+        self.seed = seed
+        self.cached = cached
+        self._arrange()
+
+    def drop(self, source: Source, reason: str) -> bool:
+        """Leave out a file that cannot be read and order the rest anew; False if it is out already."""
+        dropped = self.datasets[source.dataset].drop(source.file, reason)
+        if dropped:
+            self._arrange()
+        return dropped
+
+    def require_batches(self) -> None:
+        """InputError with the funnel if a dataset has no whole batch left."""
+        for dataset in self.datasets.values():
+            dataset.require_batches()
+
+    def epoch_of(self, position: int) -> int:
+        """The epoch, from 0, that the batch at this position belongs to."""
+        return position // self.batches_per_epoch
+
+    def draws(self, position: int) -> tuple[Draw, ...]:
+        """The samples in the batch at this position, as they are drawn."""
+        epoch, number = divmod(position, self.batches_per_epoch)
+        shuffled, cut = self._epoch(epoch)
+        number = int(shuffled[number])
+        which = int(np.searchsorted(self._ends, number, side="right"))
+        group = self._groups[which]
+        entries = cut[which][number - int(self._ends[which]) + group.batches]
+        drawn = (divmod(int(entry), group.rounds) for entry in entries)
+        return tuple(Draw(group.dataset, group.bucket, index, epoch, repeat) for index, repeat in drawn)
+
+    def batch(self, position: int) -> tuple[Source, ...]:
+        """The sources of the batch at this position: files, with the captions and crops chosen for this epoch."""
+        return tuple(self.source(draw) for draw in self.draws(position))
+
+    def source(self, draw: Draw) -> Source:
+        """A drawn sample with its caption, or the empty one for dropout, and its crop."""
+        sample = draw.dataset.samples[draw.index]
+        where = (draw.epoch, draw.dataset.name, draw.index, draw.repeat)
+        generator = numpy_generator(self.seed, "caption", *where)
+        dropped = generator.random() < draw.dataset.table.caption_dropout
+        text = "" if dropped else sample.captions[int(generator.integers(len(sample.captions)))]
+        return Source(draw.dataset.name, sample.file, Caption(text), self._crop(draw, sample))
+
+    def neighbours(self, draw: Draw) -> Iterator[Draw]:
+        """What could stand in for a sample: the others of its bucket, from the next one on."""
+        indexes = draw.dataset.buckets[draw.bucket]
+        start = indexes.index(draw.index)
+        for index in indexes[start + 1 :] + indexes[:start]:
+            yield Draw(draw.dataset, draw.bucket, index, draw.epoch, draw.repeat)
+
+    def all_sources(self) -> Iterator[Source]:
+        """Every sample and crop that a cache must hold, once each, with the first of its captions."""
+        for dataset in self.datasets.values():
+            random = dataset.table.crop == "random"
+            for index in sorted(index for indexes in dataset.buckets.values() for index in indexes):
+                sample = dataset.samples[index]
+                for variant in range(dataset.table.variants if random else 1):
+                    crop = self._variant(dataset, sample, variant) if random else center_crop(sample.target)
+                    yield Source(dataset.name, sample.file, Caption(sample.captions[0]), crop)
+
+    def all_captions(self) -> tuple[Caption, ...]:
+        """Every caption that may be drawn, once each; the empty one too where captions are dropped out."""
+        texts: dict[str, None] = {}
+        for dataset in self.datasets.values():
+            if dataset.table.caption_dropout > 0:
+                texts[""] = None
+            for indexes in dataset.buckets.values():
+                for index in indexes:
+                    texts.update(dict.fromkeys(dataset.samples[index].captions))
+        return tuple(Caption(text) for text in texts)
+
+    def _arrange(self) -> None:
+        """Take up what the datasets hold now."""
+        self._groups = [self._group(dataset, bucket) for dataset in self.datasets.values() for bucket in dataset.buckets]
+        self._ends = np.cumsum([group.batches for group in self._groups], dtype=np.int64)
+        self.batches_per_epoch = sum(group.batches for group in self._groups)
+        self._current: tuple[int, NDArray[np.int64], list[Entries]] | None = None
+
+    def _group(self, dataset: Dataset, bucket: Bucket) -> _Group:
+        indexes = np.array(dataset.buckets[bucket], dtype=np.int64)
+        rounds = max(dataset.table.repeats, -(-dataset.batch_size // len(indexes)))
+        return _Group(dataset, bucket, indexes, dataset.batch_size, dataset.batches_of(len(indexes)), rounds)
+
+    def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], list[Entries]]:
+        """The shuffled numbers of an epoch's batches, and what is in the batches of each group."""
+        current = self._current
+        if current is None or current[0] != epoch:
+            cut = [self._cut(group, epoch) for group in self._groups]
+            shuffled = numpy_generator(self.seed, "batches", epoch).permutation(self.batches_per_epoch)
+            self._current = current = (epoch, shuffled, cut)
+        return current[1], current[2]
+
+    def _cut(self, group: _Group, epoch: int) -> Entries:
+        """Shuffle the draws of a bucket and cut them into whole batches."""
+        generator = numpy_generator(self.seed, "order", epoch, group.dataset.name, *group.bucket)
+        drawn, wanted = group.dataset.table.repeats * len(group.indexes), group.batches * group.batch_size
+        if drawn >= wanted:
+            repeats = np.arange(group.dataset.table.repeats, dtype=np.int64)
+            entries = generator.permutation((group.indexes[:, None] * group.rounds + repeats).ravel())[:wanted]
+        else:  # oversubscribed: go round and round the shuffled samples until one batch is full
+            turns = np.arange(wanted, dtype=np.int64)
+            entries = generator.permutation(group.indexes)[turns % len(group.indexes)] * group.rounds + turns // len(group.indexes)
+        return entries.reshape(group.batches, group.batch_size)
+
+    def _crop(self, draw: Draw, sample: Sample) -> Crop:
+        table = draw.dataset.table
+        if table.crop == "center":
+            return center_crop(sample.target)
+        if self.cached:
+            where = (draw.epoch, draw.dataset.name, draw.index, draw.repeat)
+            return self._variant(draw.dataset, sample, int(numpy_generator(self.seed, "variant", *where).integers(table.variants)))
+        return random_crop(
+            sample.target, numpy_generator(self.seed, "crop", draw.dataset.name, sample.name, "epoch", draw.epoch, draw.repeat)
+        )
+
+    def _variant(self, dataset: Dataset, sample: Sample, variant: int) -> Crop:
+        """One of the crops that are fixed for a file when there is a cache."""
+        return random_crop(sample.target, numpy_generator(self.seed, "crop", dataset.name, sample.name, variant))

@@ -1,0 +1,125 @@
+"""Which plugins are installed, read from metadata alone, and the import of exactly the one that is asked for."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from .contract import complaints
+from .errors import InputError
+from .hookspecs import GROUP
+from .plugin import Plugin
+from .words import nearest, shown
+
+DISTRIBUTION = "tunesmith"
+
+
+@dataclass(frozen=True, order=True)
+class InstalledPlugin:
+    """A plugin as its distribution announces it; nothing of it has been imported."""
+
+    name: str
+    distribution: str
+    version: str
+    summary: str
+    entry_point: str
+
+    @property
+    def origin(self) -> str:
+        """The distribution and its version."""
+        return f"{self.distribution} {self.version}"
+
+
+def installed() -> dict[str, list[InstalledPlugin]]:
+    """Every installed plugin by name, sorted; more than one where distributions claim the same name."""
+    found: dict[str, list[InstalledPlugin]] = {}
+    for plugin in sorted(_announced()):
+        found.setdefault(plugin.name, []).append(plugin)
+    return found
+
+
+def load_class(name: str, plugins: Mapping[str, list[InstalledPlugin]] | None = None) -> type[Plugin[Any]]:
+    """Import one plugin and nothing else; InputError if it is not installed, provided twice, or cannot be imported."""
+    candidates = (installed() if plugins is None else plugins).get(name, [])
+    if not candidates:
+        raise InputError(_not_installed(name, installed() if plugins is None else plugins))
+    if len(candidates) > 1:
+        raise InputError(f"plugin {name!r} is provided by {' and '.join(one.origin for one in candidates)}; uninstall all but one")
+    [plugin] = candidates
+    claim = f"plugin {name!r} ({plugin.origin}) is installed but"
+    try:
+        loaded = metadata.EntryPoint(name, plugin.entry_point, GROUP).load()
+    except Exception as error:  # whatever a stranger's module raises; the user is told what and where
+        raise InputError(f"{claim} cannot be imported: {_cause(error)}") from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Plugin)):
+        raise InputError(f"{claim} cannot be used: {'; '.join(complaints(loaded))}")
+    return loaded
+
+
+def catalogue() -> dict[str, str]:
+    """The official plugins: names as `pip install 'tunesmith[NAME]'` wants them, by the plugin's own name."""
+    try:
+        extras = metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    return {_canonical(extra).replace("-", "_"): extra for extra in extras}
+
+
+def _announced() -> Iterator[InstalledPlugin]:
+    seen: set[str] = set()
+    for distribution in metadata.distributions():
+        entries = _entries(distribution.read_text("entry_points.txt") or "")
+        if not entries:
+            continue
+        about = distribution.metadata
+        project = _fact(about, "Name")
+        if _canonical(project) in seen:  # a copy further down the path, which Python would not import
+            continue
+        seen.add(_canonical(project))
+        for name, value in entries.items():
+            yield InstalledPlugin(name, project, _fact(about, "Version"), _fact(about, "Summary", ""), value)
+
+
+def _fact(about: metadata.PackageMetadata, key: str, absent: str = "unknown") -> str:
+    return about[key] if key in about else absent  # noqa: SIM401 - metadata promises no `get`
+
+
+def _entries(text: str) -> dict[str, str]:
+    """Our group's entries; read by hand, so that no other project's broken file can do harm."""
+    entries: dict[str, str] = {}
+    section = ""
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("["):
+            section = line.strip("[]").strip()
+        elif line and not line.startswith(("#", ";")) and section == GROUP:
+            name, _, value = line.partition("=")
+            entries[name.strip()] = value.strip()
+    return entries
+
+
+def _not_installed(name: str, plugins: Mapping[str, Any]) -> str:
+    message = f"no plugin named {shown(name)} is installed"
+    official = catalogue()
+    if name in official:
+        return f"{message}; try: pip install '{DISTRIBUTION}[{official[name]}]'"
+    near = nearest(name, {*plugins, *official})
+    if near is None:
+        there = ", ".join(plugins) or "none"
+        return f"{message}; installed: {there}"
+    install = "" if near in plugins else f" try: pip install '{DISTRIBUTION}[{official[near]}]'"
+    return f"{message}; did you mean {near!r}?{install}"
+
+
+def _cause(error: BaseException) -> str:
+    """The error and the line that raised it, in one line."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if len(frames) > 1 else ""
+    return " ".join(f"{type(error).__name__}: {error}{where}".split())
+
+
+def _canonical(project: str) -> str:
+    return re.sub(r"[-_.]+", "-", project).lower()

@@ -1,0 +1,148 @@
+"""accelerate at arm's length: device, precision, backward, clipping, and the optimizer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .config.optimizers import optimizer_class
+from .config.tables import OptimizerTable, RunTable
+from .errors import InputError
+
+FUSED = ("Adam", "AdamW")
+"""Optimizers of torch.optim whose fused kernel is the fastest on every device, the CPU too."""
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device for `[run] device`; InputError if it is not there.
+
+    `auto` takes what torch detects: CUDA or ROCm (both are `cuda`), then MPS and other accelerators, then the CPU.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if wanted == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise InputError(f"[run] device = {wanted!r} is no torch device; write auto, cpu, cuda, cuda:1 or mps") from error
+    found = accelerator.type if accelerator else "none"
+    if device.type not in ("cpu", found):
+        raise InputError(f"[run] device = {wanted!r} is not there; this machine's accelerator: {found}; auto takes the best there is")
+    if device.index is not None and device.type != "cpu" and device.index >= torch.accelerator.device_count():
+        raise InputError(f"[run] device = {wanted!r} is not there; this machine has {torch.accelerator.device_count()} of its kind")
+    return device
+
+
+class Engine:
+    """One run's accelerator: it prepares the trainable module and carries gradients to the optimizer.
+
+    Placement is the core's business, so accelerate's own is off. Making an engine ends the one before it: accelerate
+    keeps its state per process.
+    """
+
+    def __init__(self, table: RunTable) -> None:
+        self.device = choose_device(table.device)
+        if table.precision == "fp16" and self.device.type == "cpu":
+            raise InputError('[run] precision = "fp16" needs a GPU, and this run is on the CPU; use "bf16" or "no"')
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        self.accelerator = Accelerator(mixed_precision=table.precision, cpu=self.device.type == "cpu", device_placement=False)
+        if PartialState().num_processes > 1:
+            raise InputError("this version trains on one process; start it with `tune run`, not with a launcher of several")
+        self._optimizer: Optimizer | None = None
+        self._parameters: list[nn.Parameter] = []
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; deterministic matrix products need it
+        torch.use_deterministic_algorithms(table.deterministic)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return bool(self.accelerator.is_main_process)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer itself, not accelerate's wrapper."""
+        if self._optimizer is None:
+            raise RuntimeError("the optimizer exists only after `prepare`")
+        return self._optimizer
+
+    @property
+    def scaler(self) -> Any | None:
+        """The gradient scaler of fp16, or None."""
+        return self.accelerator.scaler
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision of the run; entered once per step, for its cache of cast weights lasts as long as the context."""
+        context: AbstractContextManager[None] = self.accelerator.autocast()
+        return context
+
+    def prepare(self, trainable: nn.Module, optimizer: Optimizer) -> Any:
+        """Prepare module and optimizer; returns the module to call."""
+        self._optimizer = optimizer
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        prepared, self._wrapped = self.accelerator.prepare(trainable, optimizer)
+        return prepared
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss."""
+        self.accelerator.backward(loss)
+
+    def update(self, table: OptimizerTable, factor: float) -> Tensor | None:
+        """Clip, step and clear the gradients with the learning rate scaled by `factor`; returns the norm before clipping.
+
+        With fp16 the scaler skips the step if a gradient is not finite.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        norm: Tensor | None = None
+        if table.clip_value is not None:
+            self.accelerator.clip_grad_value_(self._parameters, table.clip_value)
+        elif table.clip_norm is not None:
+            norm = self.accelerator.clip_grad_norm_(self._parameters, table.clip_norm)
+        (self.optimizer if self.scaler is None else self._wrapped).step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    @property
+    def update_was_skipped(self) -> bool:
+        """Whether the scaler skipped the last update."""
+        return self.scaler is not None and bool(self._wrapped.step_was_skipped)
+
+    def peak_memory(self) -> int:
+        """Bytes: the accelerator's peak, or this process's resident peak on a CPU."""
+        if self.device.type == "cpu":
+            return _resident_peak()
+        return int(torch.accelerator.max_memory_allocated(self.device))
+
+
+def _resident_peak() -> int:
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], table: OptimizerTable) -> Optimizer:
+    """The optimizer that `[optimizer]` describes; InputError with its own words if it refuses its arguments."""
+    kind = optimizer_class(table.type)
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in table.arguments.items()}
+    if kind.__module__.startswith("torch.optim") and kind.__name__ in FUSED and not {"fused", "foreach"} & set(arguments):
+        arguments["fused"] = True
+    try:
+        optimizer: Optimizer = kind(list(parameters), lr=table.lr, **arguments)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"[optimizer] {table.type} refuses these arguments: {error}") from error
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    return optimizer

@@ -1,0 +1,102 @@
+"""What a model family answers from its configuration alone, without weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+from .plugin import Plugin, Settings, Stage
+
+
+class Modality(Enum):
+    """What a family generates."""
+
+    IMAGE = "image"
+    VIDEO = "video"
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """The grid of tokens that latents become, counted in tokens; the order is frame, row, column."""
+
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the grid has."""
+        return self.frames * self.height * self.width
+
+
+@dataclass(frozen=True)
+class FamilyDefaults:
+    """What a family uses where the config is silent; sizes are (width, height) in pixels."""
+
+    size: tuple[int, int]
+    frames: int
+    fps: float
+    guidance: float
+    sampling_steps: int
+    aligned_block: int
+    """The block whose hidden states are compared with those of a vision encoder."""
+
+
+class Family(ABC):
+    """Facts about one checkpoint of a family: shapes, names, rules. Nothing here touches a weight."""
+
+    name: str
+    modality: Modality
+    alignment: int
+    """Width and height in pixels are multiples of this."""
+    adapter_targets: tuple[str, ...]
+    """Names of the linear layers that adapters attach to by default."""
+    variants: Mapping[str, str]
+    """Known checkpoints: short name to Hub id."""
+    defaults: FamilyDefaults
+    refuses: Mapping[str, str]
+    """Plugins and config tables that this family cannot work with, each with the reason."""
+    noise_shift: float | None
+    """The shift of the checkpoint's own sigma schedule, used where `[noise] shift` is not given."""
+    timestep_scale: float = 1000.0
+    """What the model is given is sigma times this."""
+
+    def round_frames(self, frames: int) -> int:
+        """The nearest number of frames, downwards, that the family can encode; images have one."""
+        return 1
+
+    @abstractmethod
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
+        """The shape of one sample's latents, without the batch, for pixels of this size."""
+
+    @abstractmethod
+    def token_grid(self, frames: int, height: int, width: int) -> TokenGrid:
+        """The token grid for pixels of this size."""
+
+    @abstractmethod
+    def on_meta(self) -> nn.Module:
+        """The denoiser on the meta device: every shape, no memory."""
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls, folder: Path, seed: int = 0) -> Path:
+        """Write a random twin of at most 1 M parameters below `folder`, in the layout of a real checkpoint; return it."""
+
+
+F = TypeVar("F", bound=Settings)
+
+
+class FamilyPlugin(Plugin[F]):
+    """A plugin that brings a model family: it answers for a checkpoint, and provides `load_model` and `encode_batch`."""
+
+    stage = Stage.LOAD
+
+    @abstractmethod
+    def family(self) -> Family:
+        """The facts about the checkpoint that the settings name; InputError if its configuration cannot be read."""

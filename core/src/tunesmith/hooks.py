@@ -1,0 +1,192 @@
+"""The typed façade over pluggy: registering, calling, checking results, and naming whoever failed."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
+
+import pluggy
+
+from .hookspecs import GROUP, Hooks
+
+if TYPE_CHECKING:
+    from .batch import Batch
+    from .events import Event
+    from .loss import Loss
+    from .media import Report
+    from .model import Model
+    from .plugin import Part, Plugin
+    from .run import Run
+    from .step import Step
+
+T = TypeVar("T")
+C = TypeVar("C", bound=Callable[..., Any])
+Wrapper: TypeAlias = Generator[None, T, T]
+"""What a wrapper returns: it yields once, is sent the inner result, and returns a result of the same type."""
+
+PROVIDED = ("load_model", "encode_batch", "compute_loss")
+"""Hooks with exactly one provider; everything else on them is a wrapper."""
+LOG_FAILURES = 3
+"""A plugin whose `log` failed so often is muted for the rest of the run."""
+
+_mark = pluggy.HookimplMarker(GROUP)
+_ATTRIBUTED = "_tunesmith_attributed"
+
+
+@overload
+def hookimpl(function: C) -> C: ...
+@overload
+def hookimpl(*, wrapper: bool = False) -> Callable[[C], C]: ...
+def hookimpl(function: C | None = None, *, wrapper: bool = False) -> C | Callable[[C], C]:
+    """Mark a plugin's method as a hook; `wrapper=True` for a generator that yields once around the inner call.
+
+    Order is the core's business: pluggy's `tryfirst` and `trylast` are not offered.
+    """
+
+    def mark(method: C) -> C:
+        guarded = _guard_wrapper(method) if wrapper and inspect.isgeneratorfunction(method) else _guard_plain(method)
+        return cast(C, _mark(guarded, wrapper=wrapper, trylast=not wrapper))
+
+    return mark if function is None else mark(function)
+
+
+def _attribute(error: BaseException, plugin: Plugin[Any], hook: str) -> None:
+    """Note on an error which plugin's hook raised it; the innermost one counts."""
+    if not hasattr(error, _ATTRIBUTED):
+        error.add_note(f"in {hook} of plugin {plugin.name!r}")
+        setattr(error, _ATTRIBUTED, plugin.name)
+
+
+def _guard_plain(method: Callable[..., T]) -> Callable[..., T]:
+    @functools.wraps(method)
+    def call(self: Plugin[Any], *args: Any, **kwargs: Any) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:
+            _attribute(error, self, method.__name__)
+            raise
+
+    return call
+
+
+def _guard_wrapper(method: Callable[..., Wrapper[T]]) -> Callable[..., Wrapper[T]]:
+    """Drive a wrapper by hand, so that its own errors are attributed and a dropped result is noticed."""
+
+    @functools.wraps(method)
+    def call(self: Plugin[Any], *args: Any, **kwargs: Any) -> Wrapper[T]:
+        where = f"{type(self).__name__}.{method.__name__}"
+        inner = method(self, *args, **kwargs)
+        try:
+            next(inner)
+        except StopIteration:
+            raise RuntimeError(f"{where} wraps {method.__name__} but did not yield") from None
+        except Exception as error:
+            _attribute(error, self, method.__name__)
+            raise
+        result: T | None = None
+        failure: BaseException | None = None
+        try:
+            result = yield
+        except BaseException as error:  # handed to the wrapper below, which may answer it
+            failure = error
+        try:
+            if failure is None:
+                inner.send(result)  # type: ignore[arg-type]
+            else:
+                inner.throw(failure)
+        except StopIteration as stop:
+            if stop.value is None and result is not None:
+                dropped = RuntimeError(f"{where} wraps {method.__name__} but returns nothing, which drops the result: end with return")
+                _attribute(dropped, self, method.__name__)
+                raise dropped from None
+            return stop.value  # type: ignore[no-any-return]
+        except Exception as error:
+            _attribute(error, self, method.__name__)
+            raise
+        raise RuntimeError(f"{where} yields twice; a wrapper yields once")
+
+    return call
+
+
+class HookCaller:
+    """The hooks of one run: one manager, one instance of each plugin, every call checked.
+
+    `plugins` come in their order, from the model outwards. Code before a `yield` runs from the outside in, everything
+    else from the inside out.
+    """
+
+    def __init__(self, plugins: Iterable[Plugin[Any]]) -> None:
+        self.plugins = tuple(plugins)
+        self.manager = pluggy.PluginManager(GROUP)
+        self.manager.add_hookspecs(Hooks)
+        self._log_failures: dict[str, int] = {}
+        for plugin in self.plugins:  # LIFO: the last registered wrapper is the outermost
+            self.manager.register(plugin, plugin.name)
+        self.manager.check_pending()
+
+    def load_model(self, run: Run, part: Part) -> Model:
+        """Load one part of the model."""
+        from .model import Model
+
+        return cast("Model", self._checked("load_model", Model, run=run, part=part))
+
+    def encode_batch(self, run: Run, batch: Batch) -> Batch:
+        """Fill the fields that the batch wants, loading the encoders if they are not; RuntimeError if one is still missing."""
+        from .batch import Batch
+
+        _ = run.encoders
+        encoded = cast("Batch", self._checked("encode_batch", Batch, run=run, batch=batch))
+        missing = [key for key in sorted(batch.wanted) if key not in encoded.fields]
+        if missing:
+            raise RuntimeError(f"encode_batch left out fields that plugins declared: {', '.join(missing)}")
+        return encoded
+
+    def compute_loss(self, run: Run, step: Step) -> Loss:
+        """The unreduced loss of a micro-batch."""
+        from .loss import Loss
+
+        return cast("Loss", self._checked("compute_loss", Loss, run=run, step=step))
+
+    def on_step(self, run: Run, step: Step) -> None:
+        """Tell every plugin that an optimizer step is done."""
+        self.manager.hook.on_step(run=run, step=step)
+
+    def validate(self, run: Run, report: Report) -> None:
+        """Let every plugin add to the report."""
+        self.manager.hook.validate(run=run, report=report)
+
+    def save_checkpoint(self, run: Run, path: Path) -> None:
+        """Let every plugin write its files below `path`."""
+        self.manager.hook.save_checkpoint(run=run, path=path)
+
+    def log(self, run: Run, event: Event) -> None:
+        """Tell observers of an event one by one; a failure is warned of and mutes the plugin after three."""
+        for implementation in self.manager.hook.log.get_hookimpls():
+            name = implementation.plugin_name
+            failures = self._log_failures.get(name, 0)
+            if failures >= LOG_FAILURES:
+                continue
+            try:
+                implementation.function(*({"run": run, "event": event}[key] for key in implementation.argnames))
+            except Exception as error:  # an observer never stops a run
+                self._log_failures[name] = failures + 1
+                muted = "; muted from now on" if failures + 1 == LOG_FAILURES else ""
+                warnings.warn(f"plugin {name!r} could not log {event.kind!r}: {error}{muted}", stacklevel=2)
+
+    def nesting(self, hook: str) -> list[tuple[str, str]]:
+        """Who takes part in a hook, in the order of running: (plugin, "wrapper" or "provider" or "call")."""
+        implementations = self.manager.hook.__getattribute__(hook).get_hookimpls()
+        kind = "provider" if hook in PROVIDED else "call"
+        return [(one.plugin_name, "wrapper" if one.wrapper else kind) for one in reversed(implementations)]
+
+    def _checked(self, hook: str, expected: type, **arguments: Any) -> object:
+        result: object = getattr(self.manager.hook, hook)(**arguments)
+        if not isinstance(result, expected):
+            provider = self.nesting(hook)[-1][0]
+            found = "nothing" if result is None else type(result).__name__
+            raise TypeError(f"{hook} of plugin {provider!r} returned {found}; it must return {expected.__name__}")
+        return result

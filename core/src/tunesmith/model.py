@@ -1,0 +1,158 @@
+"""The loaded model, described well enough that features never need the name of a family."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .batch import Batch
+from .errors import PartMissing
+from .family import Family, TokenGrid
+from .media import Media, SampleRequest
+
+TakeTokens: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""(value, indices [B, K], sorted) -> the value for these tokens only, per sample."""
+
+
+def take_rows(value: Tensor, indices: Tensor) -> Tensor:
+    """Take tokens out of [B, T, ...] along dimension 1: the rule for hidden states and per-token modulation."""
+    shape = (*indices.shape, *value.shape[2:])
+    return value.gather(1, indices.reshape(*indices.shape, *[1] * (value.ndim - 2)).expand(shape))
+
+
+@dataclass(frozen=True)
+class TrunkModule:
+    """One module of the denoiser's trunk: a transformer block, or what the family does between two blocks.
+
+    `hidden` names the parameter of its `forward` that carries the tokens [B, T, D]; the first output has the same
+    shape. `per_token` says for each other parameter that is indexed by token how a subset of tokens is taken from it.
+    `grid` names the integer parameters that give the sides of the token grid; for K tokens the last of them becomes K
+    and the others 1, and then each of `convolutions`, which then sees [B, C, 1.., K], must be given the full grid:
+    scatter before it, gather after it. `attention` and `feed_forward` are the submodules that features replace,
+    observe or recompute. `conditions` counts tokens after the grid's own that belong to given conditions and must
+    always be kept.
+    """
+
+    name: str
+    module: nn.Module
+    is_block: bool
+    hidden: str = "hidden_states"
+    per_token: Mapping[str, TakeTokens] = field(default_factory=dict)
+    grid: tuple[str, ...] = ()
+    convolutions: tuple[nn.Module, ...] = ()
+    attention: tuple[nn.Module, ...] = ()
+    feed_forward: tuple[nn.Module, ...] = ()
+    conditions: int = 0
+
+
+class Trainable(nn.Module):
+    """Everything that may be trained, as one module: the denoiser and what plugins add beside it."""
+
+    def __init__(self, denoiser: nn.Module, extra: nn.ModuleDict) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.extra = extra
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the denoiser."""
+        return self.denoiser(*args, **kwargs)
+
+
+class Model(ABC):
+    """One loaded part of a family's model; families subclass it, features use it.
+
+    `encoders` holds what is needed besides the denoiser (autoencoder, text encoder), `extra` the trainable modules
+    that plugins add, by plugin name. A plugin that injects an adapter registers how to switch it off in `adapters`:
+    then the base stays frozen and only what requires a gradient is trained.
+    """
+
+    def __init__(self, family: Family, denoiser: nn.Module | None, encoders: Mapping[str, nn.Module]) -> None:
+        self.family = family
+        self._denoiser = denoiser
+        self.encoders = dict(encoders)
+        self.extra = nn.ModuleDict()
+        self.adapters: dict[str, Callable[[], AbstractContextManager[None]]] = {}
+        self.prepared: Callable[..., Any] | None = None
+
+    @property
+    def denoiser(self) -> Any:
+        """The network that is trained, with its own attributes; PartMissing where only other parts are loaded."""
+        if self._denoiser is None:
+            raise PartMissing(f"the denoiser of {self.family.name} is not loaded in this phase")
+        return self._denoiser
+
+    def encoder(self, name: str) -> Any:
+        """An encoder by name; PartMissing with the names of those that are loaded."""
+        if name not in self.encoders:
+            loaded = ", ".join(sorted(self.encoders)) or "none"
+            raise PartMissing(f"{name} of {self.family.name} is not loaded in this phase; loaded: {loaded}")
+        return self.encoders[name]
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the denoiser through the module that the engine prepared, or directly before that."""
+        return (self.prepared or self.denoiser)(*args, **kwargs)
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Every loaded module: denoiser, extra, encoders."""
+        if self._denoiser is not None:
+            yield self._denoiser
+        yield self.extra
+        yield from self.encoders.values()
+
+    @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """The base model as it was loaded, for the length of the context."""
+        with ExitStack() as stack:
+            for name in sorted(self.adapters):
+                stack.enter_context(self.adapters[name]())
+            yield
+
+    def release(self) -> None:
+        """Drop every loaded module, so that its memory can be used again."""
+        self._denoiser, self.encoders, self.extra, self.prepared = None, {}, nn.ModuleDict(), None
+
+    @abstractmethod
+    def predict(self, noisy: Tensor, sigma: Tensor, conditions: Batch) -> Tensor:
+        """The velocity that the model predicts for noisy latents [B, C, ...] at `sigma` ([B] or broadcasting)."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels in [-1, 1] of training latents [B, C, ...]."""
+
+    @abstractmethod
+    def pipeline(self, denoiser: nn.Module) -> Any:
+        """The family's diffusers pipeline around a live denoiser, without text encoders."""
+
+    @abstractmethod
+    def sample(self, pipeline: Any, request: SampleRequest) -> Media:
+        """Make one picture or clip with such a pipeline."""
+
+    @abstractmethod
+    def trunk(self) -> Sequence[TrunkModule]:
+        """The denoiser's trunk in the order in which it runs, with what happens between blocks."""
+
+    @abstractmethod
+    def token_grid(self, latents: Tensor) -> TokenGrid:
+        """The token grid of these latents [B, C, ...]."""
+
+    @property
+    def blocks(self) -> list[TrunkModule]:
+        """The transformer blocks alone, in order."""
+        return [entry for entry in self.trunk() if entry.is_block]
+
+    @property
+    def trains_base(self) -> bool:
+        """Whether the denoiser itself is trained, because no adapter is there."""
+        return not self.adapters
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser lives."""
+        device: torch.device = next(self.denoiser.parameters()).device
+        return device

@@ -1,0 +1,34 @@
+"""Paths that a config names: relative to the config file, not to where `tune` was started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+from pydantic import AfterValidator, ValidationInfo
+
+
+def _base(info: ValidationInfo) -> Path:
+    return Path(info.context["base"]) if info.context else Path()
+
+
+def _resolve_path(value: Path, info: ValidationInfo) -> Path:
+    if "\0" in str(value):
+        raise ValueError("a path cannot hold a NUL character")
+    try:
+        return _base(info) / value.expanduser()
+    except RuntimeError:
+        raise ValueError("there is no such user, whose home this would be") from None
+
+
+def _resolve_source(value: str, info: ValidationInfo) -> str:
+    folder = _resolve_path(Path(value), info)
+    return str(folder) if os.path.isdir(folder) or value.startswith((".", "~", "/")) else value
+
+
+InputPath: TypeAlias = Annotated[Path, AfterValidator(_resolve_path)]
+"""A file or folder that a setting names; validation makes it relative to the config file's folder."""
+
+ModelSource: TypeAlias = Annotated[str, AfterValidator(_resolve_source)]
+"""A local folder, relative to the config file's folder, or else a Hub id."""

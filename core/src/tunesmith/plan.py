@@ -1,0 +1,129 @@
+"""What a run would do, told before any weight is loaded: data, steps, cache, memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from .config import Config
+from .contract import CORE
+from .data.dataset import Dataset, scan
+from .data.order import Order
+from .family import Family
+from .noise import SigmaSampler
+from .plugin import Stage
+from .session import assemble, total_steps
+from .validation import sizes
+
+GIB = 2**30
+FLOAT_BYTES = {"fp32": 4, "bf16": 2}
+ADAM_STATES = 2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that the trained model takes, by arithmetic from its shapes; activations are not counted."""
+
+    parameters: int
+    weights: int
+    gradients: int
+    optimizer: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answers of `tune plan`."""
+
+    run: str
+    family: str
+    plugins: list[str]
+    datasets: list[dict[str, Any]]
+    batches_per_epoch: int
+    steps: int
+    epochs: float
+    sigma_shift: dict[str, float]
+    cache_bytes: int | None
+    validation_samples: int
+    memory: Memory
+    trains_base: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        return asdict(self)
+
+    def render(self) -> RenderableType:
+        """The plan for a terminal."""
+        parts: list[RenderableType] = [Text(f"{self.run}: {self.family}, with {', '.join(self.plugins) or 'no plugins'}", style="bold")]
+        for dataset in self.datasets:
+            parts += [Text(line) for line in dataset["funnel"]]
+            parts.append(Text("  buckets: " + ", ".join(f"{size} with {count}" for size, count in dataset["buckets"].items())))
+        cache = "encoded on the fly" if self.cache_bytes is None else f"{_size(self.cache_bytes)} of latents"
+        trained = "the whole model is trained" if self.trains_base else "the base is frozen and adapters are trained"
+        shifts = ", ".join(f"{size}: {shift:.3g}" for size, shift in self.sigma_shift.items())
+        parts += [
+            Text(f"{self.steps} steps; {self.batches_per_epoch} batches an epoch, {self.epochs:.2f} epochs; {trained}"),
+            Text(f"sigma shift by size: {shifts}"),
+            Text(f"cache: {cache}; validation: {self.validation_samples} samples each time"),
+            Text(
+                f"memory of the model, {self.memory.parameters / 1e6:.1f} M parameters: weights {_size(self.memory.weights)}, "
+                f"gradients {_size(self.memory.gradients)}, optimizer {_size(self.memory.optimizer)} (activations and adapters not counted)"
+            ),
+        ]
+        return Group(*parts)
+
+
+def make_plan(config: Config) -> Plan:
+    """Look at the data and the model's configuration; InputError where the run could not start."""
+    cast = assemble(config)
+    family = cast.family
+    datasets = [scan(table, family, config.run) for table in config.datasets]
+    order = Order(datasets, config.run.seed, cached=config.run.cache)
+    steps = total_steps(config, order)
+    adapts = any(plugin.stage is Stage.ADAPT for plugin in cast.hooks.plugins)
+    buckets = sorted({bucket for dataset in datasets for bucket in dataset.buckets})
+    sigmas = SigmaSampler(config.noise, family.noise_shift)
+    return Plan(
+        run=config.run_name,
+        family=family.name,
+        plugins=[plugin.name for plugin in cast.hooks.plugins if plugin.name not in (CORE, config.family)],
+        datasets=[_describe(dataset) for dataset in datasets],
+        batches_per_epoch=order.batches_per_epoch,
+        steps=steps,
+        epochs=steps * config.run.gradient_accumulation / order.batches_per_epoch,
+        sigma_shift={
+            f"{width}x{height}": sigmas.shift(family.token_grid(frames, height, width).tokens) for width, height, frames in buckets
+        },
+        cache_bytes=_cache_bytes(family, order) if config.run.cache else None,
+        validation_samples=len(config.prompts) * len(sizes(config, family)) * len(config.validation.seeds),
+        memory=_memory(family, config, trains_base=not adapts),
+        trains_base=not adapts,
+    )
+
+
+def _describe(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "path": str(dataset.table.path),
+        "funnel": dataset.funnel.lines(),
+        "buckets": {f"{width}x{height}": len(samples) for (width, height, _), samples in sorted(dataset.buckets.items())},
+    }
+
+
+def _cache_bytes(family: Family, order: Order) -> int:
+    """Bytes of fp32 latents; prompts are small beside them and not counted."""
+    return sum(4 * math.prod(family.latent_shape(1, source.crop.size[1], source.crop.size[0])) for source in order.all_sources())
+
+
+def _memory(family: Family, config: Config, trains_base: bool) -> Memory:
+    parameters = sum(parameter.numel() for parameter in family.on_meta().parameters())
+    weights = parameters * FLOAT_BYTES[config.run.weights]
+    trained = weights if trains_base else 0
+    return Memory(parameters, weights, gradients=trained, optimizer=trained * ADAM_STATES)
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,109 @@
+"""What a plugin is: a class with typed settings, a stage, and methods marked `@hookimpl`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum, IntEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from .batch import Field
+    from .media import MediaWriter
+    from .run import Run
+
+
+class Stage(IntEnum):
+    """Where a plugin stands, counted from the model outwards."""
+
+    LOAD = 0
+    QUANTIZE = 1
+    ADAPT = 2
+    ROUTE = 3
+    OBJECTIVE = 4
+    SAMPLE = 5
+    AVERAGE = 6
+    PLACE = 7
+    EVALUATE = 8
+    REPORT = 9
+
+
+class Part(Enum):
+    """Which part of a family's model `load_model` is asked for.
+
+    ENCODERS fill the cache and are released; DENOISER is what is trained; DECODER turns latents into media, comes for
+    each validation and leaves.
+    """
+
+    ENCODERS = "encoders"
+    DENOISER = "denoiser"
+    DECODER = "decoder"
+
+
+class Settings(BaseModel):
+    """A table of the config: unknown keys are errors, values never change, every field is described."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        bare = [name for name, field in cls.model_fields.items() if not field.description]
+        if bare:
+            raise TypeError(f"{cls.__name__}: these settings have no description: {', '.join(bare)}")
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class Plugin(Generic[S]):
+    """One feature of a run: `class Crepa(Plugin[CrepaSettings])`.
+
+    A plugin is made once per run, from the settings of its table. It is never a dataclass or a pydantic model: pluggy
+    compares plugins with `==`.
+    """
+
+    stage: ClassVar[Stage]
+    outside: ClassVar[tuple[str, ...]] = ()
+    """Names of plugins of any stage that this one must enclose."""
+    inside: ClassVar[tuple[str, ...]] = ()
+    """Names of plugins of any stage that must enclose this one."""
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Names of plugins without which this one cannot work."""
+    conflicts: ClassVar[Mapping[str, str]] = {}
+    """Names of plugins that cannot be on at the same time, each with the reason."""
+    settings_type: ClassVar[type[Settings]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in getattr(cls, "__orig_bases__", ()):
+            origin, arguments = get_origin(base), get_args(base)
+            if isinstance(origin, type) and issubclass(origin, Plugin) and isinstance(arguments[0], type):
+                cls.settings_type = arguments[0]
+
+    def __init__(self, name: str, settings: S) -> None:
+        self.name = name
+        self.settings = settings
+
+    def fields(self, run: Run) -> Sequence[Field]:
+        """The batch fields that this plugin's `encode_batch` writes."""
+        return ()
+
+    def media_writers(self) -> Mapping[str, MediaWriter]:
+        """Writers for kinds of media that this plugin brings, by kind."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on as if never interrupted; tensors and plain values only."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state that `state_dict` gave."""
+        if state:
+            raise ValueError(f"plugin {self.name!r} has no state, but the checkpoint holds {', '.join(sorted(state))}")
+
+
+def names(plugins: Iterable[Plugin[Any]]) -> list[str]:
+    """The names of plugins, in their order."""
+    return [plugin.name for plugin in plugins]

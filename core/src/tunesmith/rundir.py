@@ -1,0 +1,139 @@
+"""A run directory: what was asked, every event, checkpoints and validation media."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import torch
+
+from .errors import InputError, RunFailed
+from .events import Event
+
+LIBRARIES = ("tunesmith", "torch", "diffusers", "transformers", "accelerate", "pluggy", "pydantic", "safetensors")
+
+
+class RunDirectory:
+    """The files of one run; `name` and `path` say where."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.validation = path / "validation"
+        self.final = path / "final"
+
+    @property
+    def name(self) -> str:
+        """The run's name: the folder's."""
+        return self.path.name
+
+    def create(self) -> None:
+        """Make the folders; InputError if that is not possible."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the run directory {self.path}: {error.strerror}; set [run] output to a folder you can write") from error
+
+    def next_free(self) -> RunDirectory:
+        """This directory if it does not exist yet, or the first of name-2, name-3, ... that does not."""
+        if not self.path.exists():
+            return self
+        number = 2
+        while (free := self.path.with_name(f"{self.name}-{number}")).exists():
+            number += 1
+        return RunDirectory(free)
+
+    def describe(self, config_text: str, manifest: Mapping[str, Any]) -> None:
+        """Write `config.toml` and `manifest.json`: what was asked, and with what it runs."""
+        write_atomically(self.path / "config.toml", config_text)
+        write_atomically(self.path / "manifest.json", json.dumps(dict(manifest), indent=2, default=str) + "\n")
+
+    def append(self, event: Event) -> None:
+        """Add an event to `events.jsonl`."""
+        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(event.line() + "\n")
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Every event so far; a line torn by a killed process is passed over."""
+        file = self.path / "events.jsonl"
+        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+
+def manifest(plugins: Mapping[str, type[Any]], overrides: tuple[str, ...], config_text: str) -> dict[str, Any]:
+    """Versions, plugins, the config's hash and the hardware of a run."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    homes = packages_distributions()
+    return {
+        "versions": {name: version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+        "plugins": {name: _distribution(plugin, homes) for name, plugin in plugins.items()},
+        "config_hash": hashlib.blake2b(config_text.encode(), digest_size=16).hexdigest(),
+        "overrides": list(overrides),
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cpus": os.cpu_count(),
+            "accelerator": torch.cuda.get_device_name() if accelerator and accelerator.type == "cuda" else str(accelerator or "none"),
+        },
+    }
+
+
+def _distribution(plugin: type[Any], homes: Mapping[str, list[str]]) -> str:
+    """The distribution and version that a plugin class comes from, or its module where it was not installed."""
+    package = plugin.__module__.partition(".")[0]
+    return " ".join(f"{name} {version(name)}" for name in sorted(set(homes.get(package, ())))) or plugin.__module__
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that it is whole or not there at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A folder to fill beside `target`; made durable and renamed to it once, when the block ends without an error.
+
+    What an earlier, killed attempt left is cleared first. RunFailed with a way on if the disk refuses.
+    """
+    staging = target.with_name(f".{target.name}.partial")
+    try:
+        if staging.exists():
+            rmtree(staging)
+        staging.mkdir(parents=True)
+        yield staging
+        for entry in sorted(staging.rglob("*")):
+            sync(entry)
+        sync(staging)
+        os.replace(staging, target)
+        sync(target.parent)
+    except OSError as error:
+        raise RunFailed(
+            f"cannot write {target}: {error.strerror or error}; earlier checkpoints are whole: make room or mend the folder, "
+            "then start the same command again to go on from the last one"
+        ) from error
+
+
+def sync(path: Path) -> None:
+    """Make a file or folder durable on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,225 @@
+"""A run from its config to its last checkpoint: the phases, in their order."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from . import checkpoints
+from .batch import Field, Source
+from .builtin import Core, CoreSettings, CoreWithObjective
+from .config import Config, ConfigErrors
+from .contract import CORE, implementations
+from .data.cache import Cache
+from .data.dataset import Dataset, scan
+from .data.encode import fill, read_caption_fields
+from .data.hashing import FileHashes
+from .data.loader import Loader
+from .data.order import Order
+from .engine import Engine, make_optimizer
+from .errors import InputError
+from .family import Family, FamilyPlugin
+from .hooks import HookCaller
+from .hookspecs import Hooks
+from .model import Trainable
+from .ordering import ordered
+from .plugin import Part, Plugin
+from .progress import Progress
+from .run import Run
+from .rundir import RunDirectory, manifest
+from .trainer import Trainer
+from .validation import captions, validate
+
+HOOK_NAMES = tuple(name for name, spec in vars(Hooks).items() if hasattr(spec, "tunesmith_spec"))
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who takes part in a run: the family's facts, and one instance of each plugin behind the hooks."""
+
+    family: Family
+    hooks: HookCaller
+
+
+def assemble(config: Config) -> Cast:
+    """Make the plugins of a run in their order and ask the family what it refuses; ConfigErrors if it does refuse."""
+    made: dict[str, Plugin[Any]] = {config.family: config.classes[config.family](config.family, config.model)}
+    for name, settings in config.plugins.items():
+        made[name] = config.classes[name](name, settings)
+    objective = any(implementations(plugin).get("compute_loss") is False for plugin in config.classes.values())
+    core = Core if objective else CoreWithObjective
+    made[CORE] = core(CORE, CoreSettings())
+    order = ordered({name: type(plugin) for name, plugin in made.items()})
+    provider = made[config.family]
+    assert isinstance(provider, FamilyPlugin)
+    family = provider.family()
+    problems = [
+        config.problem(("plugins", name) if name in config.plugins else (name,), f"{family.name} refuses {name}: {reason}")
+        for name, reason in family.refuses.items()
+        if name in config.plugins or name in config.data
+    ]
+    if problems:
+        raise ConfigErrors(problems)
+    return Cast(family, HookCaller(made[name] for name in order))
+
+
+def explain(config: Config) -> dict[str, list[tuple[str, str]]]:
+    """Who takes part in each hook, in the order of running; nothing is loaded."""
+    hooks = assemble(config).hooks
+    return {hook: hooks.nesting(hook) for hook in HOOK_NAMES}
+
+
+def run(config: Config, resume: str, progress: Progress) -> Path:
+    """Carry out a run: data, cache, model, training, saving; returns the run directory.
+
+    `resume` is `latest` (go on from the newest whole checkpoint, if there is one), `never` (start anew in a directory of
+    its own) or the path of a checkpoint.
+    """
+    cast = assemble(config)
+    engine = Engine(config.run)
+    directory = RunDirectory(config.run.output / config.run_name)
+    if resume == "never":
+        directory = directory.next_free()
+    datasets = [scan(table, cast.family, config.run) for table in config.datasets]
+    checkpoint = _checkpoint(directory, resume, config, progress)
+    directory.create()
+    directory.describe(config.text, manifest(config.classes, config.overrides, config.text))
+    with FileHashes(config.run.cache_dir / "files.sqlite") as file_hashes:
+        this = Run(config, cast.family, cast.hooks, engine, directory, file_hashes, progress)
+        try:
+            with _stop_on_signals(this, progress):
+                _carry_out(this, datasets, checkpoint, progress)
+        except Exception as error:
+            this.emit("error", type=type(error).__name__, message=str(error))
+            raise
+    return directory.path
+
+
+def _carry_out(run: Run, datasets: Sequence[Dataset], checkpoint: Path | None, progress: Progress) -> None:
+    """The phases: encode, load, resume, train, save."""
+    config = run.config
+    run.emit("start", run=run.directory.name, resumed_from=str(checkpoint) if checkpoint else None)
+    fields = [field for plugin in run.plugins for field in plugin.fields(run)]
+    cache = Cache(config.run.cache_dir, on_damage=progress.message) if config.run.cache else None
+    order = Order(datasets, config.run.seed, cached=cache is not None)
+    _encode(run, order, fields, cache, progress)
+    for dataset in datasets:
+        run.emit("data", dataset=dataset.name, funnel=dataset.funnel.lines())
+        for line in dataset.funnel.lines():
+            progress.message(line)
+    run.total_steps = total_steps(config, order)
+    trainable = _load_denoiser(run)
+    optimizer = make_optimizer((p for p in trainable.parameters() if p.requires_grad), config.optimizer)
+    run.model.prepared = run.engine.prepare(trainable, optimizer)
+    if checkpoint is not None:
+        checkpoints.load(run, checkpoint)
+        progress.message(f"resumed from {checkpoint} at step {run.step} of {run.total_steps}")
+    elif config.validation.at_start and config.prompts:
+        validate(run)
+    started = run.step
+    loader = Loader(run, order, fields, cache, on_unreadable=lambda source, reason: _tell_unreadable(run, source, reason))
+    Trainer(run, loader).train()
+    _finish(run, started, progress)
+
+
+def _tell_unreadable(run: Run, source: Source, reason: str) -> None:
+    run.progress.message(f"{source} cannot be read ({reason}) and is replaced by another of its bucket")
+    run.emit("warning", message=f"{source} cannot be read", reason=reason)
+
+
+def _finish(run: Run, started: int, progress: Progress) -> None:
+    """Save where the run ended; a complete run also validates and exports `final/`."""
+    complete = run.step >= run.total_steps
+    if complete and run.step == started and run.directory.final.exists():
+        progress.result(f"this run is complete: {run.step} of {run.total_steps} steps; raise [run] steps, or start anew with --resume never")
+        return
+    if complete and run.config.validation.at_end and run.config.prompts and run.step > 0:
+        validate(run)
+    saved = checkpoints.save(run)
+    run.emit("checkpoint", path=str(saved))
+    if complete:
+        final = checkpoints.export(run)
+        run.emit("end", complete=True, final=str(final))
+        progress.result(f"done: {run.step} steps; the trained weights are in {final}")
+    else:
+        run.emit("end", complete=False, reason=run.stop_reason)
+        progress.result(f"stopped ({run.stop_reason}) after step {run.step} of {run.total_steps}; saved in {saved}; the same command goes on from there")
+
+
+def total_steps(config: Config, order: Order) -> int:
+    """The length of a run in optimizer steps; epochs are rounded up to whole steps."""
+    if config.run.epochs is None:
+        return config.run.steps or 0
+    return -(-config.run.epochs * order.batches_per_epoch // config.run.gradient_accumulation)
+
+
+def _encode(run: Run, order: Order, fields: Sequence[Field], cache: Cache | None, progress: Progress) -> None:
+    """Fill the cache with what it lacks and release the encoders; without a cache, encode the prompts alone and keep them."""
+    prompts = captions(run.config)
+    if cache is not None:
+        fill(run, cache, fields, order, [*order.all_captions(), *prompts], progress)
+    run.prompt_fields = {prompt: read_caption_fields(run, cache, fields, prompt) for prompt in prompts}
+    if cache is not None:
+        run.release_encoders()
+
+
+def _load_denoiser(run: Run) -> Trainable:
+    """Load what is trained, let plugins wrap it, and settle what requires a gradient."""
+    model = run.hooks.load_model(run, Part.DENOISER)
+    run.model = model
+    denoiser = model.denoiser
+    if model.trains_base:
+        denoiser.requires_grad_(True)
+    if run.config.run.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()
+    trainable = Trainable(denoiser, model.extra)
+    trainable.train()
+    if not any(parameter.requires_grad for parameter in trainable.parameters()):
+        raise InputError("nothing would be trained: the active plugins freeze the model and add no parameters of their own")
+    return trainable
+
+
+def _checkpoint(directory: RunDirectory, resume: str, config: Config, progress: Progress) -> Path | None:
+    """The checkpoint to go on from, or None."""
+    if resume == "never":
+        return None
+    if resume != "latest":
+        path = Path(resume)
+        reason = checkpoints.damage(path) if path.is_dir() else "there is no such folder"
+        if reason is not None:
+            raise InputError(f"--resume {resume}: {reason}; name a folder such as runs/NAME/checkpoints/step-000100, or latest, or never")
+        found: Path | None = path
+    else:
+        found, passed = checkpoints.latest(directory)
+        for sentence in passed:
+            progress.message(sentence)
+    if found is not None:
+        for change in checkpoints.changes(found, config):
+            progress.message(change)
+    return found
+
+
+@contextmanager
+def _stop_on_signals(run: Run, progress: Progress) -> Iterator[None]:
+    """SIGINT and SIGTERM finish the step, save and end; a second SIGINT ends at once."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if run.stop_reason is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        run.stop(signal.Signals(number).name)
+        progress.message(f"{signal.Signals(number).name}: finishing the step and saving; once more to stop at once")
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever runs us there handles signals
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,37 @@
+"""One micro-batch on its way through the objective."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from .batch import Batch
+
+
+@dataclass
+class Step:
+    """One micro-batch: what the trainer drew, what the model predicted, and what plugins keep meanwhile.
+
+    `index` counts optimizer steps, `micro` the micro-batches within one. `position` is the number of this micro-batch
+    in the run's order of batches, on which every draw depends. `sigma` is [B] or broadcasts to the latents (such as
+    [B, 1, F, 1, 1]); `noise`, `noisy` and `target` have the shape of the latents. Whoever changes `noisy` sets
+    `sigma` and `target` to match. `keep` marks tokens that must not be dropped, [B, tokens]. `scratch` holds one dict
+    per plugin and lives as long as the step.
+    """
+
+    index: int
+    micro: int
+    position: int
+    mode: Literal["train", "eval"]
+    batch: Batch
+    sigma: Tensor
+    noise: Tensor
+    noisy: Tensor
+    target: Tensor
+    keep: Tensor | None = None
+    prediction: Tensor | None = None
+    metrics: dict[str, Tensor | float] = field(default_factory=dict)
+    scratch: defaultdict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))

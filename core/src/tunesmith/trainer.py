@@ -1,0 +1,119 @@
+"""The training loop: it knows hooks, and no feature."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .batch import Batch, Source
+from .checkpoints import save
+from .data.loader import Loader
+from .errors import RunFailed
+from .noise import SigmaSampler
+from .objective import mix
+from .randomness import position_seed
+from .run import Run
+from .schedules import learning_rate_factor
+from .step import Step
+from .validation import validate
+
+AVERAGE_DECAY = 0.98
+"""Decay per step of the moving average of the loss that is shown."""
+
+
+class Trainer:
+    """Runs optimizer steps until the run is complete or asked to stop."""
+
+    def __init__(self, run: Run, loader: Loader) -> None:
+        self.run = run
+        self.loader = loader
+        self.progress = run.progress
+        self.accumulation = run.config.run.gradient_accumulation
+        self.sigmas = SigmaSampler(run.config.noise, run.family.noise_shift)
+        self.average: float | None = None
+        self.reported = (run.step, time.perf_counter())
+
+    def train(self) -> None:
+        """All steps that are left, with validations and checkpoints when they are due."""
+        run = self.run
+        with self.loader.batches(run.step * self.accumulation) as batches, self.progress.training(run.total_steps, run.step):
+            while run.step < run.total_steps and run.stop_reason is None:
+                self.one_step(batches)
+                self.milestones()
+
+    def one_step(self, batches: Iterator[Batch]) -> None:
+        """One optimizer step: accumulate, check, update, tell."""
+        run = self.run
+        losses: list[Tensor] = []
+        samples: list[Source] = []
+        for micro in range(self.accumulation):
+            step = self.prepare(next(batches), micro)
+            torch.manual_seed(position_seed(run.config.run.seed, "forward", step.position))
+            with run.computing(step):
+                with run.autocast():
+                    loss = run.hooks.compute_loss(run, step)
+                    total = loss.total
+                run.engine.backward(total / self.accumulation)
+            losses.append(total.detach())
+            samples.extend(step.batch.sources)
+        values = torch.stack(losses).tolist()
+        if not all(map(math.isfinite, values)):
+            raise RunFailed(
+                f"the loss of step {run.step + 1} is not finite ({', '.join(map(str, values))}), and the weights were not changed by it; "
+                f"its samples: {', '.join(map(str, samples))}. Look at these files, lower [optimizer] lr, or use precision bf16 instead of fp16"
+            )
+        norm = run.engine.update(run.config.optimizer, learning_rate_factor(run.step, run.total_steps, run.config.optimizer))
+        run.step += 1
+        run.hooks.on_step(run, step)
+        self.report(step, sum(values) / len(values), norm)
+
+    def prepare(self, batch: Batch, micro: int) -> Step:
+        """Draw noise and sigma for a micro-batch, as functions of its position, and mix them into the latents."""
+        run = self.run
+        position = run.step * self.accumulation + micro
+        latents = batch.tensor("latents").float()
+        tokens = run.model.token_grid(latents).tokens
+        noise = torch.randn(latents.shape, generator=run.torch_generator("noise", position)).to(run.device, non_blocking=True)
+        drawn = self.sigmas.draw(run.numpy_generator("sigma", position), len(batch), tokens)
+        sigma = torch.from_numpy(drawn).to(run.device, torch.float32)
+        noisy, target = mix(latents, noise, sigma)
+        return Step(run.step, micro, position, "train", batch, sigma, noise, noisy, target)
+
+    def report(self, step: Step, loss: float, norm: Tensor | None) -> None:
+        """Show the step; write an event when one is due."""
+        run = self.run
+        self.average = loss if self.average is None else AVERAGE_DECAY * self.average + (1 - AVERAGE_DECAY) * loss
+        rate = run.engine.optimizer.param_groups[0]["lr"]
+        self.progress.step(run.step, loss, self.average, rate)
+        if run.step % run.config.run.log_every and run.step != run.total_steps:
+            return
+        since, then = self.reported
+        self.reported = (run.step, time.perf_counter())
+        data = {
+            "loss": loss,
+            "loss_average": self.average,
+            "learning_rate": rate,
+            "steps_per_second": (run.step - since) / max(self.reported[1] - then, 1e-9),
+            "epoch": self.loader.order.epoch_of(step.position),
+            "peak_memory": run.engine.peak_memory(),
+            **{name: float(value) for name, value in step.metrics.items()},
+        }
+        if norm is not None:
+            data["gradient_norm"] = float(norm)
+        if run.engine.update_was_skipped:
+            data["update_skipped"] = True
+        run.emit("step", **data)
+
+    def milestones(self) -> None:
+        """Validate and save when the step says so; the last step is the session's."""
+        run = self.run
+        if run.step >= run.total_steps:
+            return
+        if run.config.validation.every and run.step % run.config.validation.every == 0:
+            validate(run)
+        if run.config.checkpoints.every and run.step % run.config.checkpoints.every == 0:
+            run.emit("checkpoint", path=str(save(run)))

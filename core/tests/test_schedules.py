@@ -1,0 +1,53 @@
+"""Learning-rate schedules against closed forms and torch's own schedulers."""
+
+import math
+
+import pytest
+import torch
+from tunesmith.config.tables import OptimizerTable
+from tunesmith.schedules import learning_rate_factor
+
+SCHEDULES = ["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+
+
+def factors(total, **settings):
+    table = OptimizerTable(**settings)
+    return [learning_rate_factor(step, total, table) for step in range(total)]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_warms_up_linearly_to_one(schedule):
+    values = factors(100, schedule=schedule, warmup=9)
+    assert values[:9] == pytest.approx([0.1 * (step + 1) for step in range(9)])
+    assert values[9] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES[1:])
+def test_every_falling_schedule_ends_where_it_says(schedule):
+    assert factors(50, schedule=schedule)[-1] == pytest.approx(0.0, abs=1e-12)
+    assert factors(50, schedule=schedule, end=0.2)[-1] == pytest.approx(0.2)
+
+
+def test_cosine_equals_torchs_annealing():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=39)
+    for value in factors(40, schedule="cosine"):
+        assert value == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+        optimizer.step()
+        reference.step()
+
+
+def test_polynomial_of_power_two_is_the_square_of_linear():
+    linear, square = factors(30, schedule="linear"), factors(30, schedule="polynomial", power=2.0)
+    assert square == pytest.approx([value**2 for value in linear])
+
+
+def test_restarts_begin_again_at_one():
+    values = factors(101, schedule="cosine_with_restarts", cycles=2)
+    assert values[0] == values[50] == pytest.approx(1.0)
+    assert values[25] == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
+
+
+def test_constant_stays_at_one_and_a_run_of_one_step_works():
+    assert factors(5, schedule="constant") == [1.0] * 5
+    assert factors(1, schedule="cosine") == [1.0]

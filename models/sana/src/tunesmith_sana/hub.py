@@ -1,0 +1,181 @@
+"""Parts of a checkpoint as files on disk, out of a local folder or the Hub; every failure is told to the user."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from tunesmith import InputError
+
+_CONNECT_SECONDS = 5
+_SUFFIX = re.compile(r"\.(fp16|bf16|fp32)[.-]")
+
+
+class UnreachableError(InputError):
+    """A file is neither in the local cache nor can the Hub be asked for it."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a part comes from: a local folder, or a Hub id at a revision."""
+
+    where: str
+    revision: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder on this machine."""
+        return Path(self.where).is_dir()
+
+    def __str__(self) -> str:
+        return f"{self.where} at {self.revision}" if self.revision else self.where
+
+
+@dataclass(frozen=True)
+class Component:
+    """One part of a checkpoint on disk: the folder and file suffix for `from_pretrained`, and the files it reads."""
+
+    folder: Path
+    suffix: str | None
+    files: tuple[Path, ...]
+
+
+def read_json(origin: Origin, names: Sequence[str]) -> dict[str, Any]:
+    """The first JSON object that exists among these files of the origin.
+
+    Raises InputError if there is none or it cannot be read, UnreachableError if only the network could tell.
+    """
+    for name in names:
+        path = _local_file(origin, name) if origin.is_local else _hub_file(origin, name)
+        if path is not None:
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise InputError(f"{path} is no JSON: {error}") from None
+            if not isinstance(found, dict):
+                raise InputError(f"{path} holds a {type(found).__name__}; a component's configuration is a JSON object")
+            return found
+    raise InputError(f"{origin} has no {' and no '.join(names)}; it must be laid out as SanaPipeline.save_pretrained writes it")
+
+
+def fetch_weights(origin: Origin, subfolder: str, suffix: str | None, *, or_root: bool = False) -> Component:
+    """The configuration and safetensors files of one part, downloaded if they are not there yet.
+
+    Files saved under `suffix` (`fp16`, `bf16`) are taken where the part has them, else those without one. With
+    `or_root` a part that lies at the top of its origin is found too. Raises InputError if there are no weights.
+    """
+    for wanted in dict.fromkeys((suffix, None)):
+        allow = ["*.json", f"*.{wanted}*.safetensors" if wanted else "*.safetensors"]
+        ignore = [] if wanted else ["*.fp16*", "*.bf16*"]
+        folder = _fetch(origin, subfolder, allow, ignore, or_root)
+        weights = [file for file in sorted(folder.glob("*.safetensors")) if _suffix_of(file) == wanted]
+        if weights:
+            return Component(folder, wanted, (folder / "config.json", *weights))
+    raise InputError(f"{origin} has no safetensors weights in {subfolder}/; Tunesmith loads no other format")
+
+
+def fetch_tokenizer(origin: Origin, *, or_root: bool = False) -> Component:
+    """The tokenizer's files, downloaded if they are not there yet."""
+    folder = _fetch(origin, "tokenizer", ["tokenizer*", "special_tokens_map.json", "added_tokens.json"], [], or_root)
+    files = tuple(file for file in sorted(folder.iterdir()) if file.name.startswith(("tokenizer", "special_tokens", "added_tokens")))
+    if not files:
+        raise InputError(f"{origin} has no tokenizer files in tokenizer/")
+    return Component(folder, None, files)
+
+
+def _suffix_of(file: Path) -> str | None:
+    found = _SUFFIX.search(file.name)
+    return found.group(1) if found else None
+
+
+def _local_file(origin: Origin, name: str) -> Path | None:
+    path = Path(origin.where) / name
+    return path if path.is_file() else None
+
+
+def _hub_file(origin: Origin, name: str) -> Path | None:
+    """A file of a Hub repository in the local cache, or None if the repository has none of that name."""
+    with _hub_errors(origin):
+        try:
+            return Path(hf_hub_download(origin.where, name, revision=origin.revision, local_files_only=not _hub_answers()))
+        except RemoteEntryNotFoundError:
+            return None
+
+
+def _fetch(origin: Origin, subfolder: str, allow: Sequence[str], ignore: Sequence[str], or_root: bool) -> Path:
+    """The folder of a part on disk, holding at least the files that match."""
+    roots = (f"{subfolder}/", "") if or_root else (f"{subfolder}/",)
+    for root in roots:
+        folder = Path(origin.where) if origin.is_local else _snapshot(origin, root, allow, ignore)
+        if any((folder / root).glob("*.json")):
+            return folder / root
+    raise InputError(f"{origin} has no {subfolder}/; it must be laid out as SanaPipeline.save_pretrained writes it")
+
+
+def _snapshot(origin: Origin, root: str, allow: Sequence[str], ignore: Sequence[str]) -> Path:
+    with _hub_errors(origin):
+        return Path(
+            snapshot_download(
+                origin.where,
+                revision=origin.revision,
+                allow_patterns=[root + pattern for pattern in allow],
+                ignore_patterns=[*(root + pattern for pattern in ignore), *([] if root else ["*/*"])],
+                local_files_only=not _hub_answers(),
+            )
+        )
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub can be reached at all, so that an offline machine is not made to wait for every retry."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=_CONNECT_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _hub_errors(origin: Origin) -> Iterator[None]:
+    """Tell the user what is wrong with a Hub id instead of showing how the library found out."""
+    try:
+        yield
+    except HFValidationError:
+        raise InputError(f"{origin} is neither a local folder nor a Hub id such as owner/name") from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"{origin} is not on the Hub, or you may not read it: check the spelling, "
+            f"and log in with `hf auth login` if it is private or gated"
+        ) from None
+    except RevisionNotFoundError:
+        raise InputError(f"{origin.where} has no revision {origin.revision!r}; `revision` takes a branch, a tag or a commit") from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        reason = " because HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
+        raise UnreachableError(
+            f"{origin} is not in the local cache, and {constants.ENDPOINT} cannot be reached{reason}: "
+            f"go online once, set HF_ENDPOINT to a mirror, or name a local folder"
+        ) from None
+    except HfHubHTTPError as error:
+        raise UnreachableError(f"{origin} could not be read from {constants.ENDPOINT}: {error}") from error

@@ -1,0 +1,122 @@
+"""The Sana plugin: which checkpoint, how its parts are loaded, and what the cache keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderDC, SanaTransformer2DModel
+from torch import nn
+from transformers import AutoTokenizer, Gemma2Model
+
+from tunesmith import Batch, FamilyPlugin, Field, Model, Part, PartMissing, Run, hookimpl
+
+from .attention import keep_full_precision
+from .facts import read_facts
+from .family import SanaFamily, check_sampling_size
+from .hub import Component, fetch_tokenizer, fetch_weights
+from .model import LATENTS, PROMPT_EMBEDS, SanaModel
+from .prompts import MAX_TOKENS, encode_captions, instruction_lines
+from .quiet import without_progress_bars
+from .sampling import make_scheduler
+from .settings import SanaSettings
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Sana(FamilyPlugin[SanaSettings]):
+    """Fine-tune Sana and SANA-1.5: text to image."""
+
+    def __init__(self, name: str, settings: SanaSettings) -> None:
+        super().__init__(name, settings)
+        self._family: SanaFamily | None = None
+        self._encoders: SanaModel | None = None
+
+    def family(self) -> SanaFamily:
+        """The facts about the checkpoint; InputError if its configuration cannot be read."""
+        if self._family is None:
+            self._family = SanaFamily(read_facts(self.settings))
+        return self._family
+
+    def fields(self, run: Run) -> Sequence[Field]:
+        """Latents of pixels and embeddings of captions; weights are downloaded here, so that they can be told apart."""
+        vae, text_encoder = self._vae(), self._text_encoder()
+        latents = f"{run.fingerprint(*vae.files)} {self._vae_dtype}"
+        instruction = "\n".join(instruction_lines(self.settings.complex_human_instruction) or [])
+        files = (*text_encoder.files, *self._tokenizer().files)
+        prompts = f"{run.fingerprint(*files)} {self._text_dtype(run.device)} {MAX_TOKENS} {instruction}"
+        return (
+            Field(LATENTS, latents, per_sample=True),
+            Field(PROMPT_EMBEDS, prompts, per_sample=False, ragged=True),
+        )
+
+    @hookimpl
+    def load_model(self, run: Run, part: Part) -> Model:
+        """Load the encoders, the transformer or the decoder, frozen, onto the run's device."""
+        self._check_validation(run)
+        family, instruction = self.family(), instruction_lines(self.settings.complex_human_instruction)
+        if part is Part.DENOISER:
+            dtype = _DTYPES[run.config.run.weights]
+            transformer = self._load(SanaTransformer2DModel, self._transformer(), dtype, run.device)
+            keep_full_precision(transformer)
+            return SanaModel(family, transformer, {}, None, instruction)
+        encoders = {"vae": self._load(AutoencoderDC, self._vae(), self._vae_dtype, run.device)}
+        if part is Part.DECODER:
+            return SanaModel(family, None, encoders, None, instruction)
+        encoders["text_encoder"] = self._load(Gemma2Model, self._text_encoder(), self._text_dtype(run.device), run.device)
+        tokenizer = AutoTokenizer.from_pretrained(self._tokenizer().folder)
+        self._encoders = SanaModel(family, None, encoders, tokenizer, instruction)
+        return self._encoders
+
+    @hookimpl
+    def encode_batch(self, run: Run, batch: Batch) -> Batch:
+        """Fill latents and prompt embeddings where the batch wants them; PartMissing while the encoders are not loaded."""
+        if self._encoders is None:
+            raise PartMissing("the encoders of sana are not loaded; load_model(run, Part.ENCODERS) comes first")
+        with torch.no_grad(), torch.autocast(run.device.type, enabled=False):
+            if batch.wants(LATENTS):
+                if batch.pixels is None:
+                    raise RuntimeError("latents are wanted of a batch that has no pixels")
+                batch.fields[LATENTS] = self._encoders.encode_pixels(batch.pixels)
+            if batch.wants(PROMPT_EMBEDS):
+                pipeline = self._encoders.encoding_pipeline()
+                batch.fields[PROMPT_EMBEDS] = encode_captions(pipeline, batch.captions, self._encoders.instruction, run.device)
+        return batch
+
+    def _check_validation(self, run: Run) -> None:
+        """Refuse sizes and schedulers that could not be sampled with, before anything is loaded."""
+        for size in run.config.validation.resolutions:
+            width, height = map(int, size.split("x"))
+            check_sampling_size(width, height)
+        make_scheduler(self.family().facts.scheduler, run.config.validation.scheduler)
+
+    def _load(self, cls: Any, component: Component, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """One network by its own `from_pretrained`, frozen and in evaluation mode."""
+        named = {"dtype": dtype} if cls is Gemma2Model else {"torch_dtype": dtype}
+        with without_progress_bars():
+            network: nn.Module = cls.from_pretrained(component.folder, variant=component.suffix, use_safetensors=True, **named)
+        return network.requires_grad_(False).eval().to(device)
+
+    def _transformer(self) -> Component:
+        return fetch_weights(self.family().facts.origin, "transformer", self.settings.weights_variant)
+
+    def _vae(self) -> Component:
+        return fetch_weights(self.family().facts.vae_origin, "vae", self.settings.weights_variant, or_root=self.settings.vae is not None)
+
+    def _text_encoder(self) -> Component:
+        origin, elsewhere = self.family().facts.text_origin, self.settings.text_encoder is not None
+        return fetch_weights(origin, "text_encoder", self.settings.weights_variant, or_root=elsewhere)
+
+    def _tokenizer(self) -> Component:
+        return fetch_tokenizer(self.family().facts.text_origin, or_root=self.settings.text_encoder is not None)
+
+    @property
+    def _vae_dtype(self) -> torch.dtype:
+        return _DTYPES[self.settings.vae_dtype]
+
+    def _text_dtype(self, device: torch.device) -> torch.dtype:
+        """The text encoder's precision; never fp16, in which Gemma 2 overflows."""
+        if self.settings.text_encoder_dtype == "auto":
+            return torch.float32 if device.type == "cpu" else torch.bfloat16
+        return _DTYPES[self.settings.text_encoder_dtype]

@@ -1,0 +1,40 @@
+"""The sigma schedule to sample with: the checkpoint's own, or another flow-matching one at the same shift."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import diffusers
+from diffusers import SchedulerMixin
+
+from tunesmith import InputError
+
+_SHIFT = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+_FLOW_SHIFT = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler")
+SCHEDULERS = (*_SHIFT, *_FLOW_SHIFT)
+"""Schedulers of diffusers that can follow Sana's flow and take its shift."""
+
+
+def make_scheduler(config: Mapping[str, Any], name: str | None) -> SchedulerMixin:
+    """A new scheduler from the checkpoint's configuration: its own class, or the named one at the checkpoint's shift.
+
+    Raises InputError, with the nearest name, if the named one is none of `SCHEDULERS`.
+    """
+    own = config["_class_name"]
+    if name is None or name == own:
+        return getattr(diffusers, own).from_config(dict(config))
+    if name not in SCHEDULERS:
+        near = difflib.get_close_matches(name, SCHEDULERS, 1)
+        guess = f" did you mean {near[0]}?" if near else ""
+        raise InputError(f"sana cannot sample with {name!r};{guess} allowed are {', '.join(SCHEDULERS)}")
+    shift = config.get("flow_shift", config.get("shift", 1.0))
+    flow = {"flow_shift": shift, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    return getattr(diffusers, name).from_config(dict(config), **({"shift": shift} if name in _SHIFT else flow))
+
+
+def plain_config(scheduler: SchedulerMixin) -> dict[str, Any]:
+    """A scheduler's configuration for a recipe: what JSON has no number for is spelt out."""
+    return {key: str(value) if isinstance(value, float) and not math.isfinite(value) else value for key, value in scheduler.config.items()}

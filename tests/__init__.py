@@ -1,0 +1,1 @@
+"""What crosses packages: walls, install, documentation, and whole runs."""
