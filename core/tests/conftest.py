@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from textwrap import dedent
 
@@ -118,6 +119,14 @@ def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[In
     for module in made.modules:
         sys.modules.pop(module, None)
     sys.path_importer_cache.pop(str(folder), None)
+
+
+@pytest.fixture
+def alone(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> Installation:
+    """The same, with everything that is really installed out of sight."""
+    discover = metadata.distributions
+    monkeypatch.setattr("tunesmith.discovery.metadata.distributions", lambda: discover(path=[str(installation.folder)]))
+    return installation
 
 
 @pytest.fixture

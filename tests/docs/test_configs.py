@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from pathlib import Path
 
@@ -56,12 +55,3 @@ def test_a_wrong_example_would_be_found(tmp_path: Path) -> None:
 def test_every_package_has_a_config_in_its_readme() -> None:
     shown_in = {block.place.split(":")[0] for block in examples}
     assert [package.where for package in packages() if f"{package.where}/README.md" not in shown_in] == []
-
-
-def test_pages_link_to_files_that_exist() -> None:
-    broken = []
-    for page in files(".md"):
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-            if "://" not in target and not (page.parent / target).exists():
-                broken.append(f"{shown(page)}: {target}")
-    assert broken == []

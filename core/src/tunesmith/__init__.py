@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .batch import Batch, Caption, Crop, Field, FieldValue, Ragged, Source, Window
+    from .config import Config
     from .errors import InputError, PartMissing, RunFailed, TunesmithError
     from .events import Event
     from .family import Family, FamilyDefaults, FamilyPlugin, Modality, TokenGrid
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "batch": ("Batch", "Caption", "Crop", "Field", "FieldValue", "Ragged", "Source", "Window"),
+    "config": ("Config",),
     "errors": ("InputError", "PartMissing", "RunFailed", "TunesmithError"),
     "events": ("Event",),
     "family": ("Family", "FamilyDefaults", "FamilyPlugin", "Modality", "TokenGrid"),
@@ -42,6 +44,7 @@ _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names
 __all__ = [
     "Batch",
     "Caption",
+    "Config",
     "Crop",
     "Event",
     "Family",

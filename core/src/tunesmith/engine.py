@@ -97,21 +97,24 @@ class Engine:
         """Add the gradients of a loss."""
         self.accelerator.backward(loss)
 
-    def update(self, table: OptimizerTable, factor: float) -> Tensor | None:
-        """Clip, step and clear the gradients with the learning rate scaled by `factor`; returns the norm before clipping.
+    def clip(self, table: OptimizerTable) -> Tensor | None:
+        """Clip the gradients as `[optimizer]` says; returns their norm before clipping, None where it was not computed."""
+        if table.clip_value is not None:
+            self.accelerator.clip_grad_value_(self._parameters, table.clip_value)
+        elif table.clip_norm is not None:
+            norm: Tensor = self.accelerator.clip_grad_norm_(self._parameters, table.clip_norm)
+            return norm
+        return None
+
+    def update(self, factor: float) -> None:
+        """Step and clear the gradients, with the learning rate scaled by `factor`.
 
         With fp16 the scaler skips the step if a gradient is not finite.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        norm: Tensor | None = None
-        if table.clip_value is not None:
-            self.accelerator.clip_grad_value_(self._parameters, table.clip_value)
-        elif table.clip_norm is not None:
-            norm = self.accelerator.clip_grad_norm_(self._parameters, table.clip_norm)
         (self.optimizer if self.scaler is None else self._wrapped).step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
 
     @property
     def update_was_skipped(self) -> bool:

@@ -11,12 +11,12 @@ from rich.text import Text
 
 from .config import Config
 from .contract import CORE
-from .data.dataset import Dataset, scan
+from .data.dataset import Dataset
 from .data.order import Order
 from .family import Family
 from .noise import SigmaSampler
 from .plugin import Stage
-from .session import assemble, total_steps
+from .session import assemble, look_at_data, total_steps
 from .validation import sizes
 
 GIB = 2**30
@@ -80,7 +80,7 @@ def make_plan(config: Config) -> Plan:
     """Look at the data and the model's configuration; InputError where the run could not start."""
     cast = assemble(config)
     family = cast.family
-    datasets = [scan(table, family, config.run) for table in config.datasets]
+    datasets = look_at_data(config, family)
     order = Order(datasets, config.run.seed, cached=config.run.cache)
     steps = total_steps(config, order)
     adapts = any(plugin.stage is Stage.ADAPT for plugin in cast.hooks.plugins)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     from .batch import Field
+    from .config import Config
     from .media import MediaWriter
     from .run import Run
 
@@ -86,6 +87,13 @@ class Plugin(Generic[S]):
         self.name = name
         self.settings = settings
 
+    def check(self, config: Config) -> Iterable[tuple[tuple[str | int, ...], str]]:
+        """What in the whole config this plugin cannot work with, told before anything is loaded: (key, sentence).
+
+        A key is the path of a setting, such as `("validation", "scheduler")` or `("datasets", 0, "resolution")`.
+        """
+        return ()
+
     def fields(self, run: Run) -> Sequence[Field]:
         """The batch fields that this plugin's `encode_batch` writes."""
         return ()
@@ -102,8 +110,3 @@ class Plugin(Generic[S]):
         """Take up the state that `state_dict` gave."""
         if state:
             raise ValueError(f"plugin {self.name!r} has no state, but the checkpoint holds {', '.join(sorted(state))}")
-
-
-def names(plugins: Iterable[Plugin[Any]]) -> list[str]:
-    """The names of plugins, in their order."""
-    return [plugin.name for plugin in plugins]

@@ -153,7 +153,7 @@ class _BarDisplay(_Display):
         self.task: TaskID = bars.add_task(title, total=total, completed=done, detail="")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.bars.remove_task(self.task)
+        pass
         self.last.show(*self.shown)
 
     def show(self, done: int, detail: str) -> None:

@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -76,7 +76,7 @@ def manifest(plugins: Mapping[str, type[Any]], overrides: tuple[str, ...], confi
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     homes = packages_distributions()
     return {
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": {name: _version(name) for name in LIBRARIES},
         "python": platform.python_version(),
         "plugins": {name: _distribution(plugin, homes) for name, plugin in plugins.items()},
         "config_hash": hashlib.blake2b(config_text.encode(), digest_size=16).hexdigest(),
@@ -88,6 +88,13 @@ def manifest(plugins: Mapping[str, type[Any]], overrides: tuple[str, ...], confi
             "accelerator": torch.cuda.get_device_name() if accelerator and accelerator.type == "cuda" else str(accelerator or "none"),
         },
     }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def _distribution(plugin: type[Any], homes: Mapping[str, list[str]]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from . import checkpoints
 from .batch import Field, Source
 from .builtin import Core, CoreSettings, CoreWithObjective
-from .config import Config, ConfigErrors
+from .config import Config, ConfigErrors, Problem
 from .contract import CORE, implementations
 from .data.cache import Cache
 from .data.dataset import Dataset, scan
@@ -47,7 +47,7 @@ class Cast:
 
 
 def assemble(config: Config) -> Cast:
-    """Make the plugins of a run in their order and ask the family what it refuses; ConfigErrors if it does refuse."""
+    """Make the plugins of a run in their order; ConfigErrors with what the family refuses and what plugins cannot work with."""
     made: dict[str, Plugin[Any]] = {config.family: config.classes[config.family](config.family, config.model)}
     for name, settings in config.plugins.items():
         made[name] = config.classes[name](name, settings)
@@ -63,9 +63,24 @@ def assemble(config: Config) -> Cast:
         for name, reason in family.refuses.items()
         if name in config.plugins or name in config.data
     ]
+    problems += [config.problem(key, sentence) for plugin in made.values() for key, sentence in plugin.check(config)]
     if problems:
         raise ConfigErrors(problems)
     return Cast(family, HookCaller(made[name] for name in order))
+
+
+def look_at_data(config: Config, family: Family) -> list[Dataset]:
+    """The datasets of a run; ConfigErrors for all of those that are not there or yield no whole batch."""
+    datasets: list[Dataset] = []
+    problems: list[Problem] = []
+    for number, table in enumerate(config.datasets):
+        try:
+            datasets.append(scan(table, family, config.run))
+        except InputError as error:
+            problems.append(config.problem(("datasets", number), str(error)))
+    if problems:
+        raise ConfigErrors(problems)
+    return datasets
 
 
 def explain(config: Config) -> dict[str, list[tuple[str, str]]]:
@@ -85,7 +100,7 @@ def run(config: Config, resume: str, progress: Progress) -> Path:
     directory = RunDirectory(config.run.output / config.run_name)
     if resume == "never":
         directory = directory.next_free()
-    datasets = [scan(table, cast.family, config.run) for table in config.datasets]
+    datasets = look_at_data(config, cast.family)
     checkpoint = _checkpoint(directory, resume, config, progress)
     directory.create()
     directory.describe(config.text, manifest(config.classes, config.overrides, config.text))

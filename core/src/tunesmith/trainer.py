@@ -60,16 +60,27 @@ class Trainer:
                 run.engine.backward(total / self.accumulation)
             losses.append(total.detach())
             samples.extend(step.batch.sources)
-        values = torch.stack(losses).tolist()
-        if not all(map(math.isfinite, values)):
-            raise RunFailed(
-                f"the loss of step {run.step + 1} is not finite ({', '.join(map(str, values))}), and the weights were not changed by it; "
-                f"its samples: {', '.join(map(str, samples))}. Look at these files, lower [optimizer] lr, or use precision bf16 instead of fp16"
-            )
-        norm = run.engine.update(run.config.optimizer, learning_rate_factor(run.step, run.total_steps, run.config.optimizer))
+        norm = run.engine.clip(run.config.optimizer)
+        values = self.finite(losses, norm, samples)
+        run.engine.update(learning_rate_factor(run.step, run.total_steps, run.config.optimizer))
         run.step += 1
         run.hooks.on_step(run, step)
         self.report(step, sum(values) / len(values), norm)
+
+    def finite(self, losses: list[Tensor], norm: Tensor | None, samples: list[Source]) -> list[float]:
+        """The losses as numbers; RunFailed that names the samples if one, or the gradient, is not finite.
+
+        The one place in a step that waits for the device. With fp16 a gradient that is not finite is the scaler's matter.
+        """
+        watched = losses if norm is None or self.run.engine.scaler is not None else [*losses, norm.to(losses[0].dtype)]
+        values: list[float] = torch.stack(watched).tolist()
+        if all(map(math.isfinite, values)):
+            return values[: len(losses)]
+        what = "gradient" if all(map(math.isfinite, values[: len(losses)])) else "loss"
+        raise RunFailed(
+            f"the {what} of step {self.run.step + 1} is not finite ({', '.join(map(str, values))}), and the weights were not changed by it; "
+            f"its samples: {', '.join(map(str, samples))}. Look at these files, lower [optimizer] lr, or use precision bf16 instead of fp16"
+        )
 
     def prepare(self, batch: Batch, micro: int) -> Step:
         """Draw noise and sigma for a micro-batch, as functions of its position, and mix them into the latents."""
@@ -88,8 +99,10 @@ class Trainer:
         run = self.run
         self.average = loss if self.average is None else AVERAGE_DECAY * self.average + (1 - AVERAGE_DECAY) * loss
         rate = run.engine.optimizer.param_groups[0]["lr"]
-        self.progress.step(run.step, loss, self.average, rate)
-        if run.step % run.config.run.log_every and run.step != run.total_steps:
+        due = run.step % run.config.run.log_every == 0 or run.step == run.total_steps
+        memory = run.engine.peak_memory() if due else None
+        self.progress.step(run.step, loss, self.average, rate, memory=memory)
+        if not due:
             return
         since, then = self.reported
         self.reported = (run.step, time.perf_counter())
@@ -99,7 +112,7 @@ class Trainer:
             "learning_rate": rate,
             "steps_per_second": (run.step - since) / max(self.reported[1] - then, 1e-9),
             "epoch": self.loader.order.epoch_of(step.position),
-            "peak_memory": run.engine.peak_memory(),
+            "peak_memory": memory,
             **{name: float(value) for name, value in step.metrics.items()},
         }
         if norm is not None:

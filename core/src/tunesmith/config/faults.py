@@ -32,10 +32,10 @@ _WORDS: dict[str, str] = {
     "less_than": "should be less than {lt}",
     "less_than_equal": "should be at most {le}",
     "multiple_of": "should be a multiple of {multiple_of}",
-    "too_short": "should have at least {min_length} entries",
-    "too_long": "should have at most {max_length} entries",
-    "string_too_short": "should have at least {min_length} characters",
-    "string_too_long": "should have at most {max_length} characters",
+    "too_short": "should have {min_length} or more entries",
+    "too_long": "should have {max_length} or fewer entries",
+    "string_too_short": "should have {min_length} or more characters",
+    "string_too_long": "should have {max_length} or fewer characters",
     "string_pattern_mismatch": "should look like {pattern}",
     "literal_error": "should be {expected}",
     "enum": "should be {expected}",
@@ -110,7 +110,7 @@ def _sentence(key: Key, details: list[ErrorDetails], kind: type[Settings]) -> st
     if not key:
         return words
     if first["loc"][-1] == "[key]":
-        return f"name {shown(key[-1])}: {words}"
+        return f"{_path(key[:-1])}: name {shown(key[-1])}: {words}"
     value = first["input"]
     subject = _path(key) if isinstance(value, Mapping) else f"{_path(key)} = {shown(value)}"
     allowed = [name for detail in details for name in _allowed(detail)]
@@ -128,7 +128,8 @@ def _words(detail: ErrorDetails) -> str:
     template = _WORDS.get(detail["type"])
     if template is None:
         return " ".join((detail["msg"][:1].lower() + detail["msg"][1:]).split())
-    return " ".join(template.format(**detail.get("ctx", {})).split())
+    facts = {name: int(fact) if isinstance(fact, float) and fact.is_integer() else fact for name, fact in detail.get("ctx", {}).items()}
+    return " ".join(template.format(**facts).split())
 
 
 def _allowed(detail: ErrorDetails) -> list[str]:

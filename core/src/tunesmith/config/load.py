@@ -11,7 +11,7 @@ from typing import Any
 
 from ..discovery import installed
 from ..plugin import Plugin, Settings
-from ..words import nearest, shown
+from ..words import bare, nearest, shown
 from .casting import read_cast
 from .faults import not_a_table, validate
 from .lines import Key, index
@@ -178,8 +178,8 @@ def _check_names(data: Mapping[str, Any], known: Mapping[str, Any], findings: Fi
         else:
             near = nearest(name, [*TABLES, *known])
             written = f"plugins.{near}" if near in known else near
-            hint = f"did you mean [{written}]?" if near else f"known are {', '.join(TABLES)}"
-            findings.add((name,), f"unknown table; {hint}")
+            every = f"a plugin's is written [plugins.{bare(name)}], the core's are {', '.join(TABLES)}"
+            findings.add((name,), f"unknown table; {f'did you mean [{written}]?' if near else every}")
 
 
 def _single(name: str, kind: type[Settings], data: Mapping[str, Any], base: Path, findings: Findings) -> Any:

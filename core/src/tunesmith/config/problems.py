@@ -30,7 +30,7 @@ class Problem:
         return f"{place}: {self.table} {self.message}" if self.table else f"{place}: {self.message}"
 
 
-class ConfigErrors(InputError):  # noqa: N818 - it holds several
+class ConfigErrors(InputError):
     """Everything that is wrong with a config, sorted by line: those without one first, those of `--set` last."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:

@@ -11,6 +11,7 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -59,9 +60,8 @@ class Cache:
         self._readers: dict[str, BinaryIO] = {}
         self._writer: BinaryIO | None = None
         self._shard = f"shard-{uuid.uuid4().hex}.bin"
-        self._end = 0
-        self._committed = 0
         self._waiting: dict[str, _Place] = {}
+        self._waiting_bytes = 0
 
     def __enter__(self) -> Cache:
         return self
@@ -70,31 +70,30 @@ class Cache:
         self.close()
 
     def get(self, key: str) -> Tensor | None:
-        """The tensor, bit for bit as it was put, or None; an entry with wrong bytes is forgotten and counts as absent."""
+        """The tensor, bit for bit as it was put, or None; see `get_many`."""
+        return self.get_many([key]).get(key)
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors that are there, by key; an entry with wrong bytes is forgotten and counts as absent."""
+        found: dict[str, Tensor] = {}
         with self._lock:
-            place = self._place(key)
-            if place is None:
-                return None
-            content = self._read(place)
-            if _checksum(content) == place.checksum:
-                return load(content)[_VALUE]
-            self._forget(key, place)
-            return None
+            for key, place in self._places(keys).items():
+                content = self._read(place)
+                if _checksum(content) == place.checksum:
+                    found[key] = load(content)[_VALUE]
+                else:
+                    self._forget(key, place)
+        return found
 
     def put(self, key: str, value: Tensor) -> None:
         """Store a tensor from any device; nothing happens if the key is there."""
         content = save({_VALUE: value.detach().cpu().contiguous()})
         with self._lock:
-            if self._place(key) is not None:
+            if self._places([key]):
                 return
-            try:
-                self._append(content)
-            except OSError as error:
-                raise InputError(
-                    f"[run] cache_dir: {self.folder} cannot be written to ({error.strerror}); choose another folder"
-                ) from error
-            self._waiting[key] = _Place(self._shard, self._end - len(content), len(content), _checksum(content))
-            if len(self._waiting) >= GROUP_ENTRIES or self._end - self._committed >= GROUP_BYTES:
+            self._waiting[key] = self._append(content)
+            self._waiting_bytes += len(content)
+            if len(self._waiting) >= GROUP_ENTRIES or self._waiting_bytes >= GROUP_BYTES:
                 self.flush()
 
     def put_many(self, values: Mapping[str, Tensor]) -> None:
@@ -104,27 +103,22 @@ class Cache:
 
     def contains_many(self, keys: Iterable[str]) -> set[str]:
         """Which of the keys are there."""
-        wanted = list(dict.fromkeys(keys))
-        with self._lock, explained(self._index):
-            found = {key for key in wanted if key in self._waiting}
-            for some in _portions(wanted):
-                marks = ",".join("?" * len(some))
-                found.update(key for (key,) in self._connection.execute(f"SELECT key FROM entries WHERE key IN ({marks})", some))
-        return found
+        with self._lock:
+            return set(self._places(keys))
 
     def flush(self) -> None:
         """Make everything that was put durable and visible to others."""
         with self._lock:
             if self._writer is None or not self._waiting:
                 return
-            _sync(self._writer)
+            with self._writing():
+                _sync(self._writer)
             rows = [(key, place.shard, place.offset, place.length, place.checksum) for key, place in self._waiting.items()]
-            with explained(self._index):
+            with explained(self._index), self._connection:  # commits, or rolls back on an error
                 self._connection.execute("BEGIN IMMEDIATE")
                 self._connection.executemany("INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?)", rows)
-                self._connection.execute("COMMIT")
             self._waiting.clear()
-            self._committed = self._end
+            self._waiting_bytes = 0
 
     def close(self) -> None:
         """Flush, and close all files."""
@@ -136,12 +130,16 @@ class Cache:
             self._writer = None
             self._connection.close()
 
-    def _place(self, key: str) -> _Place | None:
-        if key in self._waiting:
-            return self._waiting[key]
+    def _places(self, keys: Iterable[str]) -> dict[str, _Place]:
+        """Where the values of those keys are that are there."""
+        wanted = list(dict.fromkeys(keys))
+        found = {key: self._waiting[key] for key in wanted if key in self._waiting}
         with explained(self._index):
-            row = self._connection.execute("SELECT shard, offset, length, checksum FROM entries WHERE key = ?", (key,)).fetchone()
-        return None if row is None else _Place(*row)
+            for start in range(0, len(wanted), _QUERY_KEYS):
+                some = wanted[start : start + _QUERY_KEYS]
+                query = f"SELECT key, shard, offset, length, checksum FROM entries WHERE key IN ({','.join('?' * len(some))})"
+                found |= {key: _Place(*place) for key, *place in self._connection.execute(query, some)}
+        return found
 
     def _read(self, place: _Place) -> bytes:
         """The bytes at a place; fewer if the shard ends before or is gone."""
@@ -156,11 +154,21 @@ class Cache:
         file.seek(place.offset)
         return file.read(place.length)
 
-    def _append(self, content: bytes) -> None:
-        if self._writer is None:
-            self._writer = (self.folder / self._shard).open("xb")
-        self._writer.write(content)
-        self._end += len(content)
+    def _append(self, content: bytes) -> _Place:
+        """Write at the shard's end, wherever an interrupted write may have left it."""
+        with self._writing():
+            if self._writer is None:
+                self._writer = (self.folder / self._shard).open("xb")
+            offset = self._writer.tell()
+            self._writer.write(content)
+        return _Place(self._shard, offset, len(content), _checksum(content))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"[run] cache_dir: {self.folder} cannot be written to ({error.strerror or error})") from error
 
     def _forget(self, key: str, place: _Place) -> None:
         self.damaged += 1
@@ -196,8 +204,3 @@ def _checksum(content: bytes) -> bytes:
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _portions(keys: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(keys), _QUERY_KEYS):
-        yield keys[start : start + _QUERY_KEYS]

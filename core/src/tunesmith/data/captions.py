@@ -7,7 +7,7 @@ from pathlib import Path
 from ..config.tables import DatasetTable
 
 
-class NoCaption(Exception):  # noqa: N818
+class NoCaption(Exception):
     """Why a file has no caption; the sample is left out and counted."""
 
 

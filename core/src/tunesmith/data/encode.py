@@ -71,7 +71,9 @@ def read_caption_fields(run: Run, cache: Cache | None, fields: Sequence[Field], 
     if cache is None:
         encoded = encode(run, Batch(captions=(caption,), wanted=frozenset(field.key for field in wanted))).to(torch.device("cpu"))
         return {field.key: encoded.fields[field.key] for field in wanted}
-    return {field.key: collate(field, [stored(cache, caption_key(field, caption), repr(caption.text))]) for field in wanted}
+    keys = {field.key: caption_key(field, caption) for field in wanted}
+    values = stored(cache, dict.fromkeys(keys.values(), repr(caption.text)))
+    return {field.key: collate(field, [values[keys[field.key]]]) for field in wanted}
 
 
 def encode_now(run: Run, sources: Sequence[Source], fields: Sequence[Field]) -> Batch:
@@ -100,12 +102,13 @@ def collate(field: Field, values: Sequence[Tensor]) -> FieldValue:
     return Ragged(values) if field.ragged else torch.stack(list(values))
 
 
-def stored(cache: Cache, key: str, what: str) -> Tensor:
-    """A value that the cache was filled with; RunFailed if it is gone since."""
-    value = cache.get(key)
-    if value is None:
-        raise RunFailed(f"the cache in {cache.folder} no longer holds what was encoded of {what}; start again, and it is encoded anew")
-    return value
+def stored(cache: Cache, wanted: Mapping[str, str]) -> dict[str, Tensor]:
+    """Values that the cache was filled with, by key; `wanted` says of what each is. RunFailed if one is gone since."""
+    values = cache.get_many(wanted)
+    for key, what in wanted.items():
+        if key not in values:
+            raise RunFailed(f"the cache in {cache.folder} no longer holds what was encoded of {what}; start again, and it is encoded anew")
+    return values
 
 
 def _fill_captions(run: Run, cache: Cache, fields: Sequence[Field], captions: Iterable[Caption], progress: Stages) -> None:

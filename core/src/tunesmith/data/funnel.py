@@ -10,6 +10,8 @@ Station: TypeAlias = Literal["found", "readable", "captioned", "sized", "buckete
 STATIONS: tuple[Station, ...] = get_args(Station)
 EXAMPLES = 3
 """How many files are named for each reason."""
+LINES = 10
+"""How many reasons are written out."""
 
 
 @dataclass
@@ -79,4 +81,7 @@ class Funnel:
         counts = " -> ".join(f"{self.passed(station)} {station}" for station in STATIONS)
         rest = f", {self.left_over} left over each epoch" if self.left_over else ""
         head = f"dataset {self.dataset!r}: {counts} -> {self.batches} whole batches ({self.drawn} samples an epoch{rest})"
-        return [head, *(f"  {lost}" for lost in self.losses), *(f"  note: {note}" for note in self.notes)]
+        losses = [f"  {lost}" for lost in self.losses[:LINES]]
+        if len(self.losses) > LINES:
+            losses.append(f"  and {len(self.losses) - LINES} more reasons for {sum(lost.count for lost in self.losses[LINES:])} files")
+        return [head, *losses, *(f"  note: {note}" for note in self.notes)]

@@ -38,7 +38,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError
 """What decoders raise on damaged files."""
 
 
-class Unreadable(TunesmithError):  # noqa: N818
+class Unreadable(TunesmithError):
     """A file that cannot be used as a picture, and why."""
 
     def __init__(self, path: Path, reason: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ class Loader:
     """The batches of an order with all their fields: from the cache, or decoded and encoded when they are due.
 
     Without a cache a file that cannot be decoded is replaced by the next of its bucket, so that a batch stays a function
-    of its position; `on_unreadable` is told of each such file once.
+    of its position; `on_unreadable` is told of each such file once, where the batch is taken.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Loader:
         self.cache = cache
         self.on_unreadable = on_unreadable
         self.unreadable: dict[Path, str] = {}
+        self._untold: deque[tuple[Source, str]] = deque()
         self._contents: dict[Path, str] = {}
 
     def batch(self, position: int) -> Batch:
@@ -102,21 +104,30 @@ class Loader:
         return batch_of([source for source, _ in chosen], [pixels for _, pixels in chosen], [field.key for field in self.fields])
 
     def _finished(self, batch: Batch) -> Batch:
-        """What is left for the main thread: encoding, where there is no cache."""
-        return batch if self.cache is not None else encode(self.run, batch)
+        """What is left for the main thread: telling of unreadable files and encoding, where there is no cache."""
+        if self.cache is not None:
+            return batch
+        while self._untold:
+            source, reason = self._untold.popleft()
+            if self.on_unreadable is not None:
+                self.on_unreadable(source, reason)
+        return encode(self.run, batch)
 
     def _read(self, cache: Cache, sources: Sequence[Source]) -> Batch:
-        fields: dict[str, FieldValue] = {}
-        for field in self.fields:
-            values = [stored(cache, self._key(field, source), str(source)) for source in sources]
-            fields[field.key] = collate(field, values)
+        keys = {field.key: [self._key(field, source) for source in sources] for field in self.fields}
+        what = {key: str(source) for of_field in keys.values() for key, source in zip(of_field, sources, strict=True)}
+        values = stored(cache, what)
+        fields = {field.key: collate(field, [values[key] for key in keys[field.key]]) for field in self.fields}
         return Batch(tuple(sources), tuple(source.caption for source in sources), fields=fields)
 
     def _key(self, field: Field, source: Source) -> str:
         if not field.per_sample:
             return caption_key(field, source.caption)
         if source.file not in self._contents:
-            self._contents[source.file] = self.run.file_hashes.of(source.file)
+            try:
+                self._contents[source.file] = self.run.file_hashes.of(source.file)
+            except OSError as error:
+                raise RunFailed(f"{source} cannot be read any more ({error.strerror}); put it back, or start again without it") from error
         return sample_key(field, self._contents[source.file], source.crop, source.window)
 
     def _decoded(self, draw: Draw) -> tuple[Source, Tensor]:
@@ -129,8 +140,7 @@ class Loader:
                 return source, load_pixels(source)
             except Unreadable as error:
                 self.unreadable[source.file] = error.reason
-                if self.on_unreadable is not None:
-                    self.on_unreadable(source, error.reason)
+                self._untold.append((source, error.reason))
         width, height, _ = draw.bucket
         raise RunFailed(f"dataset {draw.dataset.name!r}: no picture of the bucket {width}x{height} can be decoded; {self._examples()}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from diffusers import AutoencoderDC, SanaTransformer2DModel
 from torch import nn
 from transformers import AutoTokenizer, Gemma2Model
 
-from tunesmith import Batch, FamilyPlugin, Field, Model, Part, PartMissing, Run, hookimpl
+from tunesmith import Batch, Config, FamilyPlugin, Field, InputError, Model, Part, PartMissing, Run, hookimpl
 
 from .attention import keep_full_precision
 from .facts import read_facts
@@ -39,8 +39,21 @@ class Sana(FamilyPlugin[SanaSettings]):
             self._family = SanaFamily(read_facts(self.settings))
         return self._family
 
+    def check(self, config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Sizes and schedulers of `[validation]` that `SanaPipeline` cannot sample with."""
+        for number, size in enumerate(config.validation.resolutions):
+            width, height = map(int, size.split("x"))
+            try:
+                check_sampling_size(width, height)
+            except InputError as error:
+                yield ("validation", "resolutions", number), str(error)
+        try:
+            make_scheduler(self.family().facts.scheduler, config.validation.scheduler)
+        except InputError as error:
+            yield ("validation", "scheduler"), str(error)
+
     def fields(self, run: Run) -> Sequence[Field]:
-        """Latents of pixels and embeddings of captions; weights are downloaded here, so that they can be told apart."""
+        """Latents of pixels and embeddings of captions; encoder weights are downloaded here, so that they can be told apart."""
         vae, text_encoder = self._vae(), self._text_encoder()
         latents = f"{run.fingerprint(*vae.files)} {self._vae_dtype}"
         instruction = "\n".join(instruction_lines(self.settings.complex_human_instruction) or [])
@@ -54,7 +67,6 @@ class Sana(FamilyPlugin[SanaSettings]):
     @hookimpl
     def load_model(self, run: Run, part: Part) -> Model:
         """Load the encoders, the transformer or the decoder, frozen, onto the run's device."""
-        self._check_validation(run)
         family, instruction = self.family(), instruction_lines(self.settings.complex_human_instruction)
         if part is Part.DENOISER:
             dtype = _DTYPES[run.config.run.weights]
@@ -83,13 +95,6 @@ class Sana(FamilyPlugin[SanaSettings]):
                 pipeline = self._encoders.encoding_pipeline()
                 batch.fields[PROMPT_EMBEDS] = encode_captions(pipeline, batch.captions, self._encoders.instruction, run.device)
         return batch
-
-    def _check_validation(self, run: Run) -> None:
-        """Refuse sizes and schedulers that could not be sampled with, before anything is loaded."""
-        for size in run.config.validation.resolutions:
-            width, height = map(int, size.split("x"))
-            check_sampling_size(width, height)
-        make_scheduler(self.family().facts.scheduler, run.config.validation.scheduler)
 
     def _load(self, cls: Any, component: Component, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """One network by its own `from_pretrained`, frozen and in evaluation mode."""

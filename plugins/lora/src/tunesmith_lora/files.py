@@ -33,6 +33,17 @@ class LoraFile:
         """The ranks found in the file, ascending."""
         return sorted({weight.shape[0] for name, weight in self.weights.items() if name.endswith("lora_A.weight")})
 
+    @property
+    def alpha(self) -> float | None:
+        """The alpha that it was trained with, if that was written."""
+        alpha = self.config.get("lora_alpha")
+        return None if alpha is None else float(alpha)
+
+    @property
+    def rank_stabilized(self) -> bool:
+        """Whether its update is scaled by alpha / sqrt(rank)."""
+        return bool(self.config.get("use_rslora", False))
+
 
 def write_lora(folder: Path, weights: Mapping[str, Tensor], config: LoraConfig) -> Path:
     """Write `pytorch_lora_weights.safetensors` below `folder` so that `load_lora_weights` restores the function exactly.

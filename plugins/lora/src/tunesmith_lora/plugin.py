@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from tunesmith import InputError, InputPath, Loss, Model, Part, Plugin, Run, Settings, Stage, Step, Wrapper, hookimpl
+from tunesmith import Config, InputError, InputPath, Loss, Model, Part, Plugin, Run, Settings, Stage, Step, Wrapper, hookimpl
 
 from .files import LoraFile, read_lora, write_lora
 from .targets import is_pattern, target_modules
@@ -57,6 +57,13 @@ class Lora(Plugin[LoraSettings]):
 
     stage = Stage.ADAPT
 
+    def check(self, config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """A file to start from that cannot be read, or was trained at another scale."""
+        try:
+            self._file()
+        except InputError as error:
+            yield ("plugins", self.name, "init_from"), str(error)
+
     @hookimpl(wrapper=True)
     def load_model(self, run: Run, part: Part) -> Wrapper[Model]:
         """Attach the adapter to the denoiser; InputError if targets or the file to start from do not fit it."""
@@ -84,11 +91,11 @@ class Lora(Plugin[LoraSettings]):
         denoiser = model.denoiser
         if not isinstance(denoiser, PeftAdapterMixin):
             raise InputError(f"lora cannot adapt {type(denoiser).__name__} of {run.family.name}: diffusers loads no LoRA into it")
-        file = read_lora(self.settings.init_from) if self.settings.init_from else None
+        file = self._file()
         targets = self.settings.targets or run.family.adapter_targets
         config = LoraConfig(
             r=self.settings.rank,
-            lora_alpha=self._alpha(file),
+            lora_alpha=self.settings.alpha or (file and file.alpha) or self.settings.rank,
             use_rslora=self.settings.rank_stabilized,
             lora_dropout=self.settings.dropout,
             target_modules=target_modules(denoiser, targets, self.settings.rank),
@@ -105,25 +112,26 @@ class Lora(Plugin[LoraSettings]):
         layers = [layer for layer in denoiser.modules() if isinstance(layer, BaseTunerLayer)]
         model.adapters[self.name] = partial(_switched_off, layers)
 
-    def _alpha(self, file: LoraFile | None) -> float:
-        """The alpha to train with, which must be the one that the file was trained with."""
-        found = None if file is None else file.config.get("lora_alpha")
-        if file is None or found is None:
-            return self.settings.alpha or self.settings.rank
-        if self.settings.alpha not in (None, found):
-            given = self.settings.alpha
-            raise InputError(f"{file.path} was trained with alpha {found}, not {given}: set `alpha = {found}` or leave it out")
-        if bool(file.config.get("use_rslora", False)) is not self.settings.rank_stabilized:
-            found_so = str(not self.settings.rank_stabilized).lower()
-            raise InputError(f"{file.path} was trained with another scale: set `rank_stabilized = {found_so}`")
-        return float(found)
-
-    def _start_from(self, file: LoraFile, denoiser: nn.Module) -> None:
-        """Take up the weights of a file; InputError if they are of another rank or for other layers."""
-        if file.ranks != [self.settings.rank]:
+    def _file(self) -> LoraFile | None:
+        """The file to start from, which must have been trained at the same rank and scale."""
+        if self.settings.init_from is None:
+            return None
+        file, settings = read_lora(self.settings.init_from), self.settings
+        if file.ranks != [settings.rank]:
             ranks = " and ".join(map(str, file.ranks))
             advice = f"set `rank = {ranks}`" if len(file.ranks) == 1 else "one rank for all layers is needed"
-            raise InputError(f"{file.path} has rank {ranks}, but `rank` is {self.settings.rank}: {advice}")
+            raise InputError(f"{file.path} has rank {ranks}, but `rank` is {settings.rank}: {advice}")
+        if settings.alpha not in (None, file.alpha or settings.alpha):
+            raise InputError(
+                f"{file.path} was trained with alpha {file.alpha}, not {settings.alpha}: set `alpha = {file.alpha}` or leave it out"
+            )
+        if file.rank_stabilized is not settings.rank_stabilized:
+            wanted = str(file.rank_stabilized).lower()
+            raise InputError(f"{file.path} was trained with another scale: set `rank_stabilized = {wanted}`")
+        return file
+
+    def _start_from(self, file: LoraFile, denoiser: nn.Module) -> None:
+        """Take up the weights of a file; InputError if they are for other layers."""
         expected: Mapping[str, Tensor] = get_peft_model_state_dict(denoiser, adapter_name=ADAPTER)
         shared = expected.keys() & file.weights.keys()
         problems = {

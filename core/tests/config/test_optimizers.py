@@ -1,0 +1,73 @@
+"""`[optimizer]` is checked against the signature of the class that it names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tunesmith.config.optimizers import optimizer_class, optimizer_problems
+from tunesmith.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("adamw", torch.optim.AdamW),
+        ("sgd", torch.optim.SGD),
+        ("torch.optim.RMSprop", torch.optim.RMSprop),
+        ("torch.optim.adam.Adam", torch.optim.Adam),
+    ],
+)
+def test_names_and_import_paths(kind, expected):
+    assert optimizer_class(kind) is expected
+
+
+def test_every_optimizer_of_torch_but_the_unfit_ones_is_offered_and_accepts_its_defaults():
+    for name in torch.optim.__all__:
+        found = getattr(torch.optim, name)
+        if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)) or name in ("Optimizer", "LBFGS", "SparseAdam"):
+            continue
+        assert optimizer_class(name.lower()) is found
+        assert optimizer_problems({"type": name.lower()}) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("adamW", "did you mean 'adamw'?"),
+        ("adanw", "did you mean 'adamw'?"),
+        ("optimizer", "type = 'optimizer': "),
+        ("lbfgs", "LBFGS evaluates the loss several times per step"),
+        ("sparseadam", "SparseAdam wants sparse gradients"),
+        ("nothing_there.Adam", "cannot import 'nothing_there': ModuleNotFoundError"),
+        ("torch.optim.Adamw", "unknown class of torch.optim 'Adamw'; did you mean 'AdamW'?"),
+        ("torch.nn.Linear", "is no subclass of torch.optim.Optimizer"),
+        ("torch.optim.", "unknown class of torch.optim ''"),
+        (".AdamW", "cannot import"),
+    ],
+)
+def test_what_is_no_optimizer(kind, message):
+    with pytest.raises(InputError) as caught:
+        optimizer_class(kind)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert optimizer_problems({"type": kind}) == [("type", str(caught.value))]
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ({"wieght_decay": 0}, ("wieght_decay", "unknown setting of adamw 'wieght_decay'; did you mean 'weight_decay'?")),
+        ({"warmpu": 3}, ("warmpu", "unknown setting of adamw 'warmpu'; did you mean 'warmup'?")),
+        ({"params": []}, ("params", "'params' is not for a config to set: what is trained follows from the model and the plugins")),
+        ({"betas": [0.9, 1.5]}, ("betas", "adamw refuses its arguments: Invalid beta parameter at index 1: 1.5")),
+        ({"type": "sgd", "momentum": -1}, ("momentum", "sgd refuses its arguments: Invalid momentum value: -1")),
+        ({"eps": "x"}, ("type", "adamw refuses its arguments: '<=' not supported between instances of 'float' and 'str'")),
+    ],
+)
+def test_arguments_that_the_optimizer_does_not_take(table, problem):
+    assert optimizer_problems(table) == [problem]
+
+
+def test_the_cores_own_settings_are_no_arguments():
+    assert optimizer_problems({"type": "adamw", "lr": 1.0, "warmup": 3, "clip_norm": False, "weight_decay": 0.1, "fused": False}) == []

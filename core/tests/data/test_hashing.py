@@ -1,0 +1,104 @@
+"""Content hashes: right, remembered, and read again when a file changes."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from tunesmith import InputError
+from tunesmith.data.hashing import FileHashes
+
+
+@pytest.fixture
+def hashes(tmp_path):
+    with FileHashes(tmp_path / "cache" / "files.sqlite") as made:
+        yield made
+
+
+def opened(monkeypatch):
+    """Names of the files that are opened from now on."""
+    names = []
+    original = Path.open
+
+    def remember(self, *args, **kwargs):
+        names.append(self.name)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", remember)
+    return names
+
+
+def test_the_hash_is_that_of_the_content(tmp_path, hashes):
+    (tmp_path / "a").write_bytes(b"content")
+    assert hashes.of(tmp_path / "a") == hashlib.blake2b(b"content", digest_size=20).hexdigest()
+
+
+def test_a_file_is_read_once_even_by_another_process_later(tmp_path, hashes, monkeypatch):
+    (tmp_path / "a").write_bytes(b"content")
+    names = opened(monkeypatch)
+    first = hashes.of(tmp_path / "a")
+    with FileHashes(hashes.database) as later:
+        assert later.of(tmp_path / "a") == first
+    assert names == ["a"]
+
+
+def test_a_change_of_size_time_or_inode_is_noticed(tmp_path, hashes):
+    file = tmp_path / "a"
+    file.write_bytes(b"one")
+    os.utime(file, ns=(1, 1))
+    first = hashes.of(file)
+    file.write_bytes(b"two")
+    os.utime(file, ns=(2, 2))
+    second = hashes.of(file)
+    (tmp_path / "b").write_bytes(b"six")
+    os.utime(tmp_path / "b", ns=(2, 2))
+    os.replace(tmp_path / "b", file)
+    assert len({first, second, hashes.of(file)}) == 3
+
+
+def test_a_file_of_the_hub_cache_is_known_by_its_blob_and_never_read(tmp_path, hashes, monkeypatch):
+    repository = tmp_path / "models--a--b"
+    blob = repository / "blobs" / ("5" * 64)
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(b"weights")
+    link = repository / "snapshots" / "main" / "model.safetensors"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(os.path.relpath(blob, link.parent))
+    names = opened(monkeypatch)
+    assert hashes.of(link) == "hub-" + "5" * 64
+    assert names == []
+
+
+def test_a_folder_that_is_merely_called_blobs_is_read(tmp_path, hashes):
+    file = tmp_path / "blobs" / ("5" * 64)
+    file.parent.mkdir()
+    file.write_bytes(b"mine")
+    assert hashes.of(file) == hashlib.blake2b(b"mine", digest_size=20).hexdigest()
+
+
+def test_a_combined_hash_tells_names_contents_and_paths_apart(tmp_path, hashes):
+    folders = {
+        "a": {"x": "1", "s/y": "2"},
+        "same": {"x": "1", "s/y": "2"},
+        "renamed": {"x": "1", "s/z": "2"},
+        "b": {"x": "2", "s/y": "1"},
+    }
+    for folder, files in folders.items():
+        for name, content in files.items():
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_text(content)
+    a, same, renamed, b = (hashes.combined([tmp_path / folder]) for folder in ("a", "same", "renamed", "b"))
+    assert a == same
+    assert len({a, renamed, b, hashes.combined([tmp_path / "a", tmp_path / "b"]), hashes.combined([tmp_path / "a" / "x"])}) == 5
+
+
+def test_a_missing_path_is_the_users_matter(tmp_path, hashes):
+    with pytest.raises(InputError, match="gone is not there"):
+        hashes.combined([tmp_path / "gone"])
+
+
+def test_a_damaged_memory_is_told_with_the_remedy(tmp_path):
+    (tmp_path / "files.sqlite").write_bytes(b"no database at all" * 100)
+    with pytest.raises(InputError, match=r"cache_dir.*files.sqlite is damaged.*remove it"):
+        FileHashes(tmp_path / "files.sqlite")

@@ -1,0 +1,165 @@
+"""Which samples come when: a pure function of the position."""
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from core.tests.data.support import Facts, ordered, pictures, run_table, scanned, table
+from tunesmith import Caption, InputError
+from tunesmith.data.dataset import Dataset, Sample, survey
+from tunesmith.data.funnel import Funnel
+from tunesmith.data.geometry import Target
+from tunesmith.data.order import Order
+
+
+def files(order, epoch):
+    """How often each file comes in an epoch."""
+    size = order.batches_per_epoch
+    return Counter(source.file.name for position in range(epoch * size, (epoch + 1) * size) for source in order.batch(position))
+
+
+def mixed(folder, **settings):
+    """Two datasets of two shapes each."""
+    for name in ("first", "second"):
+        pictures(folder / name, 5)
+        pictures(folder / name, 4, (64, 16), "wide")
+    one = survey(table(folder / "first", batch_size=2, **settings), Facts(), run_table())
+    two = survey(table(folder / "second", batch_size=3, **settings), Facts(), run_table())
+    return [one, two]
+
+
+def test_a_batch_depends_on_its_position_and_on_no_history(tmp_path):
+    datasets = mixed(tmp_path, crop="random", caption_dropout=0.5)
+    forwards = Order(datasets, 7, cached=True)
+    positions = range(4 * forwards.batches_per_epoch)
+    expected = [forwards.batch(position) for position in positions]
+    backwards = Order(datasets, 7, cached=True)
+    assert [backwards.batch(position) for position in reversed(positions)] == expected[::-1]
+    assert Order(mixed(tmp_path, crop="random", caption_dropout=0.5), 7, cached=True).batch(13) == expected[13]
+
+
+def test_every_batch_is_whole_and_of_one_dataset_and_one_size(tmp_path):
+    order = Order(mixed(tmp_path), 0, cached=True)
+    assert order.batches_per_epoch == 2 + 2 + 1 + 1
+    for position in range(3 * order.batches_per_epoch):
+        batch = order.batch(position)
+        [dataset] = {source.dataset for source in batch}
+        assert len({source.crop.size for source in batch}) == 1
+        assert len(batch) == {"first": 2, "second": 3}[dataset]
+        assert order.epoch_of(position) == position // 6
+
+
+def test_an_epoch_sees_every_sample_as_often_as_it_repeats(tmp_path):
+    pictures(tmp_path, 6)
+    for repeats in (1, 3):
+        order = ordered(tmp_path, batch_size=3, repeats=repeats)
+        assert files(order, 0) == files(order, 5) == {f"{number:02}.png": repeats for number in range(6)}
+
+
+def test_epochs_differ_in_order_and_in_what_is_left_over(tmp_path):
+    pictures(tmp_path, 5)
+    order = ordered(tmp_path, batch_size=2)
+    epochs = [[source.file for position in (2 * epoch, 2 * epoch + 1) for source in order.batch(position)] for epoch in range(12)]
+    assert len({tuple(epoch) for epoch in epochs}) > 8
+    left_over = Counter(number for epoch in range(12) for number in range(5) if f"{number:02}.png" not in files(order, epoch))
+    assert sum(left_over.values()) == 12
+    assert len(left_over) > 2
+
+
+def test_batches_of_all_buckets_are_shuffled_together(tmp_path):
+    order = Order(mixed(tmp_path), 0, cached=True)
+    arrangements = {tuple(order.batch(6 * epoch + number)[0].dataset for number in range(6)) for epoch in range(10)}
+    assert len(arrangements) > 4
+
+
+def test_seeds_give_different_orders(tmp_path):
+    pictures(tmp_path, 8)
+    first, second = ([ordered(tmp_path, seed=seed).batch(position) for position in range(4)] for seed in (1, 2))
+    assert first != second
+
+
+def test_oversubscription_fills_a_batch_as_evenly_as_it_goes(tmp_path):
+    pictures(tmp_path, 3)
+    order = ordered(tmp_path, batch_size=8, oversubscribe=True)
+    assert order.batches_per_epoch == 1
+    for epoch in range(5):
+        assert sorted(files(order, epoch).values()) == [2, 3, 3]
+
+
+def test_oversubscription_leaves_large_buckets_alone(tmp_path):
+    pictures(tmp_path, 5)
+    order = ordered(tmp_path, batch_size=2, oversubscribe=True)
+    assert order.batches_per_epoch == 2
+    assert max(files(order, 0).values()) == 1
+
+
+def test_captions_are_drawn_anew_for_each_sample_and_epoch(tmp_path):
+    pictures(tmp_path, 2)
+    for file in tmp_path.glob("*.png"):
+        file.with_suffix(".txt").write_text(f"{file.stem} one\n{file.stem} two\n")
+    order = ordered(tmp_path, captions="textfile")
+    drawn = Counter(source.caption.text for epoch in range(100) for source in order.batch(epoch))
+    assert set(drawn) == {"00 one", "00 two", "01 one", "01 two"}
+    assert min(drawn.values()) > 30
+    assert set(order.all_captions()) == {Caption(text) for text in drawn}
+
+
+def test_caption_dropout_empties_that_share_of_the_captions(tmp_path):
+    pictures(tmp_path, 4)
+    order = ordered(tmp_path, batch_size=4, caption_dropout=0.25)
+    texts = [source.caption.text for epoch in range(250) for source in order.batch(epoch)]
+    assert 0.21 < texts.count("") / len(texts) < 0.29  # 3 standard deviations of 1000 draws are 0.04
+    assert Caption("") in order.all_captions()
+    assert Caption("") not in ordered(tmp_path, batch_size=4).all_captions()
+
+
+def test_with_a_cache_random_crops_are_those_that_the_cache_holds(tmp_path):
+    pictures(tmp_path, 4, (96, 33))
+    order = ordered(tmp_path, batch_size=4, crop="random", crop_aspect="square", variants=3)
+    held = {(source.file, source.crop) for source in order.all_sources()}
+    assert len(list(order.all_sources())) == 12
+    seen = {(source.file, source.crop) for epoch in range(60) for source in order.batch(epoch)}
+    assert seen == held
+    assert len(held) > 8  # crops of one file may coincide, but hardly all
+
+
+def test_without_a_cache_every_epoch_draws_its_own_crop(tmp_path):
+    pictures(tmp_path, 1, (36, 32))
+    order = ordered(tmp_path, batch_size=1, cached=False, crop="random", crop_aspect="square")
+    crops = [order.batch(epoch)[0].crop for epoch in range(40)]
+    room = crops[0].resize[0] - crops[0].size[0]
+    assert len({crop.offset[0] for crop in crops}) == room + 1 == 5
+    assert all(0 <= crop.offset[0] <= room for crop in crops)
+
+
+def test_center_crops_are_held_once(tmp_path):
+    pictures(tmp_path, 3)
+    assert len(list(ordered(tmp_path, batch_size=1, variants=5).all_sources())) == 3
+
+
+def test_dropping_a_file_orders_the_rest_anew(tmp_path):
+    pictures(tmp_path, 5)
+    order = ordered(tmp_path, batch_size=1)
+    source = next(order.all_sources())
+    assert order.drop(source, "broken")
+    assert not order.drop(source, "broken")
+    assert order.batches_per_epoch == 4
+    assert files(order, 0) == {f"{number:02}.png": 1 for number in range(1, 5)}
+
+
+def test_datasets_of_one_name_are_refused(tmp_path):
+    pictures(tmp_path / "a" / "set", 2)
+    pictures(tmp_path / "b" / "set", 2)
+    with pytest.raises(InputError, match="2 datasets are named 'set'"):
+        Order([scanned(tmp_path / "a" / "set"), scanned(tmp_path / "b" / "set")], 0, cached=True)
+
+
+def test_a_hundred_thousand_samples_are_ordered_in_well_under_a_second(tmp_path):
+    targets = [Target((256 + 32 * step, 512), (512, 512), 1.0) for step in range(10)]
+    samples = [Sample(Path(f"{number}.png"), f"{number}.png", ("",), (512, 512), targets[number % 10]) for number in range(100_000)]
+    order = Order([Dataset(table(tmp_path), "many", 4, samples, Funnel("many", len(samples)))], 0, cached=True)
+    begin = time.process_time()
+    order.batch(order.batches_per_epoch * 3 + 17)
+    assert time.process_time() - begin < 0.5
