@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
 from tunesmith import Batch, Event, Loss, Plugin, Settings, Stage, Step, hookimpl
 from tunesmith.contract import complaints, provider_complaints
 from tunesmith.hooks import HookCaller
@@ -154,7 +155,7 @@ def test_a_failing_observer_is_reported_muted_after_three_and_stops_nobody():
 
 
 class Mistaken(Plugin[Nothing]):
-    stage = 3
+    stage = 3  # type: ignore[assignment]
 
     @hookimpl
     def compute_los(self, run): ...

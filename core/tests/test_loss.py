@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+
 from tunesmith import Loss
 
 

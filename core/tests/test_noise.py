@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from tunesmith.config.tables import NoiseTable
 from tunesmith.noise import SigmaSampler, auto_shift, logit_normal, shift_sigma
 from tunesmith.randomness import numpy_generator

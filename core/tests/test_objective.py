@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from tunesmith.config.tables import LossTable
 from tunesmith.objective import distance, mix
 

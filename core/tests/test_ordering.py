@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from tunesmith import InputError, Plugin, Settings, Stage
 from tunesmith.ordering import ordered
 
@@ -41,7 +42,9 @@ def test_relations_to_absent_plugins_do_not_count():
 
 
 def test_neither_discovery_nor_table_order_matters():
-    plugins = [(f"p{number}", kind(Stage(number % 10), outside=(f"p{(number * 7 + 1) % 15}",) if number % 4 == 1 else ())) for number in range(15)]
+    plugins = [
+        (f"p{number}", kind(Stage(number % 10), outside=(f"p{(number * 7 + 1) % 15}",) if number % 4 == 1 else ())) for number in range(15)
+    ]
     expected = ordered(plugins)
     shuffler = random.Random(0)
     for _ in range(50):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 
 import pytest
@@ -157,12 +158,38 @@ def test_on_a_terminal_bars_come_and_go_and_leave_one_line_each(clock, monkeypat
         clock.sleep(1)
         shown.step(2, 0.125)
         assert shown._bars is not None
-        assert [task.description for task in shown._bars.tasks] == ["training"]
+        assert [task.description.partition(":")[0] for task in shown._bars.tasks] == ["training"]
     written = stream.getvalue()
     assert "in between [b]" in written
     assert written.count("validation: 2/2") == 1
     assert "training: 2/2  loss 0.1250" in written
-    assert written.endswith("\x1b[?25h")  # the cursor is back
+    assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is back
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "200"])
+def test_a_narrow_terminal_loses_the_bar_and_none_of_the_numbers(clock, monkeypatch, columns):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", columns)
+    stream = Terminal()
+    with Progress("auto", stream, stream) as shown, shown.training(60_000, 0):
+        clock.sleep(1)
+        shown.step(31_000, 0.0323, 0.5, 1e-4, memory=2**30)
+        assert shown._bars is not None
+        shown._bars.refresh()
+        live = " ".join(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).split())
+        for number in ("31000/60000", "loss 0.0323", "average 0.5000", "1.00e-04", "1.0 GiB"):
+            assert number in live
+        assert ("\u2501" in live) is (columns == "200")
+
+
+def test_a_result_stands_on_a_line_of_its_own(clock, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with Progress("auto", stream, stream) as shown:
+        with shown.stage("x", 1) as stage:
+            stage.advance()
+        shown.result("the result")
+    assert re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).replace("\r", "").endswith("/s\nthe result\n")
 
 
 def test_a_dumb_terminal_gets_plain_lines(clock, monkeypatch):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from tunesmith.config.tables import OptimizerTable
 from tunesmith.schedules import learning_rate_factor
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+
 from tunesmith.config import load_config
 from tunesmith.progress import Progress
 from tunesmith.session import run
@@ -58,7 +59,9 @@ class Result:
     def weights(self, step: int) -> dict[str, torch.Tensor]:
         """Every tensor of a checkpoint: weights, adapter, optimizer."""
         folder = self.path / "checkpoints" / f"step-{step:06d}"
-        tensors = {f"{file.relative_to(folder)}:{key}": value for file in folder.rglob("*.safetensors") for key, value in load_file(file).items()}
+        tensors = {
+            f"{file.relative_to(folder)}:{key}": value for file in folder.rglob("*.safetensors") for key, value in load_file(file).items()
+        }
         state = torch.load(folder / "training" / "state.pt", weights_only=True)
         for index, slots in state["optimizer"]["state"].items():
             tensors |= {f"optimizer:{index}:{key}": torch.as_tensor(value) for key, value in slots.items()}

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+
 from tunesmith import InputError
 
 from .conftest import LORA, Result, config_text
@@ -48,7 +49,18 @@ def test_a_killed_process_goes_on_bit_for_bit(train, tmp_path, twin, pictures):
     straight = train("straight", LORA + EVERY_TWO, "run.steps=40", "validation.at_start=false")
     config = tmp_path / "killed.toml"
     config.write_text(config_text(twin, pictures, LORA + EVERY_TWO))
-    command = [sys.executable, "-m", "tunesmith", "run", str(config), "--set", "run.steps=40", "--set", "validation.at_start=false", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "tunesmith",
+        "run",
+        str(config),
+        "--set",
+        "run.steps=40",
+        "--set",
+        "validation.at_start=false",
+        "--quiet",
+    ]
     process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
     checkpoints = tmp_path / "runs" / "killed" / "checkpoints"
     deadline = time.monotonic() + 120

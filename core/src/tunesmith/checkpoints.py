@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .errors import InputError, RunFailed
-from .rundir import RunDirectory, staged, write_atomically
 from .run import Run
+from .rundir import RunDirectory, staged, write_atomically
 
 if TYPE_CHECKING:
     from .config import Config
@@ -110,7 +110,9 @@ def changes(folder: Path, config: Config) -> list[str]:
     before: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["config"]
     now = json.loads(json.dumps(config.data, default=str))
     differing = [(key, old, new) for key, old, new in _differences(before, now)]
-    fixed = [change for change in differing if change[0][0] in FIXED or change[0][1:2] and change[0][1] in FIXED_KEYS.get(change[0][0], ())]
+    fixed = [
+        change for change in differing if change[0][0] in FIXED or (change[0][1:2] and change[0][1] in FIXED_KEYS.get(change[0][0], ()))
+    ]
     if fixed:
         told = "; ".join(f"{'.'.join(key)} was {old!r} and is {new!r}" for key, old, new in fixed)
         raise InputError(f"cannot resume {folder} with this config: {told}. Put it back, or start anew with --resume never")
@@ -157,10 +159,9 @@ def _load_adapted(denoiser: nn.Module, saved: Mapping[str, Tensor], folder: Path
         raise InputError(f"the adapter of {folder} does not fit this config: {odd[0]} and {len(odd) - 1} more are in only one of them")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            if parameter.shape != saved[name].shape:
-                raise InputError(
-                    f"the adapter of {folder} does not fit this config: {name} is {tuple(saved[name].shape)} there, {tuple(parameter.shape)} here"
-                )
+            before, now = tuple(saved[name].shape), tuple(parameter.shape)
+            if before != now:
+                raise InputError(f"the adapter of {folder} does not fit this config: {name} is {before} there and {now} here")
             parameter.copy_(saved[name])
 
 

@@ -10,7 +10,6 @@ from .errors import InputError
 from .plugin import Plugin
 
 
-
 def ordered(plugins: Mapping[str, type[Plugin[Any]]] | Iterable[tuple[str, type[Plugin[Any]]]]) -> list[str]:
     """Names of plugins from the innermost to the outermost.
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Literal, Protocol, TextIO, TypeAlias
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
@@ -22,6 +22,8 @@ PLAIN_SECONDS = 10.0
 """Seconds between two plain lines of one stage."""
 LIVE_SECONDS = 0.1
 """Seconds between two updates of a bar."""
+BAR_WIDTH = 110
+"""Columns from which on a terminal has room for a bar beside the numbers."""
 GIB = 2**30
 
 
@@ -49,15 +51,10 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self.mode == "auto" and self.stream.isatty() and not self._console.is_dumb_terminal:
-            columns: tuple[ProgressColumn, ...] = (
-                SpinnerColumn(finished_text=" "),
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[detail]}", markup=False),
-            )
-            self._bars = Bars(*columns, console=self._console, refresh_per_second=1 / LIVE_SECONDS, transient=False)
-            self._bars.start()
+            columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
+            if self._console.width >= BAR_WIDTH:
+                columns.append(BarColumn(bar_width=24))
+            self._bars = Bars(*columns, console=self._console, refresh_per_second=1 / LIVE_SECONDS, transient=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -141,26 +138,6 @@ class _Display:
         """Show how far the stage is."""
 
 
-class _BarDisplay(_Display):
-    """A bar on a terminal, and a line that stays when it is done."""
-
-    seconds = LIVE_SECONDS
-
-    def __init__(self, bars: Bars, title: str, total: int | None, done: int) -> None:
-        self.bars = bars
-        self.last = _LineDisplay(bars.console, title, total)
-        self.shown = (done, "")
-        self.task: TaskID = bars.add_task(title, total=total, completed=done, detail="")
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        pass
-        self.last.show(*self.shown)
-
-    def show(self, done: int, detail: str) -> None:
-        self.shown = (done, detail)
-        self.bars.update(self.task, completed=done, detail=detail)
-
-
 class _LineDisplay(_Display):
     """A line of text now and then."""
 
@@ -172,8 +149,38 @@ class _LineDisplay(_Display):
         self.total = total
 
     def show(self, done: int, detail: str) -> None:
+        self.console.print(Text(self.line(done, detail)))
+
+    def line(self, done: int, detail: str) -> str:
+        """Title, count and detail."""
         count = str(done) if self.total is None else f"{done}/{self.total}"
-        self.console.print(Text(f"{self.title}: {count}  {detail}".rstrip()))
+        return f"{self.title}: {count}  {detail}".rstrip()
+
+
+class _BarDisplay(_LineDisplay):
+    """A line that changes in place, with a bar where there is room, and stays when it is done.
+
+    The display is live only while a stage is open, so that nothing is written across it.
+    """
+
+    seconds = LIVE_SECONDS
+
+    def __init__(self, bars: Bars, title: str, total: int | None, done: int) -> None:
+        super().__init__(bars.console, title, total)
+        self.bars = bars
+        self.shown = self.line(done, "")
+        self.task: TaskID = bars.add_task(self.shown, total=total, completed=done)
+        bars.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bars.remove_task(self.task)
+        if not self.bars.tasks:
+            self.bars.stop()
+        self.console.print(Text(self.shown))
+
+    def show(self, done: int, detail: str) -> None:
+        self.shown = self.line(done, detail)
+        self.bars.update(self.task, completed=done, description=self.shown)
 
 
 class _Pace:

@@ -40,7 +40,9 @@ class RunDirectory:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot make the run directory {self.path}: {error.strerror}; set [run] output to a folder you can write") from error
+            raise InputError(
+                f"cannot make the run directory {self.path}: {error.strerror}; set [run] output to a folder you can write"
+            ) from error
 
     def next_free(self) -> RunDirectory:
         """This directory if it does not exist yet, or the first of name-2, name-3, ... that does not."""

@@ -151,7 +151,9 @@ def _finish(run: Run, started: int, progress: Progress) -> None:
     """Save where the run ended; a complete run also validates and exports `final/`."""
     complete = run.step >= run.total_steps
     if complete and run.step == started and run.directory.final.exists():
-        progress.result(f"this run is complete: {run.step} of {run.total_steps} steps; raise [run] steps, or start anew with --resume never")
+        progress.result(
+            f"this run is complete: {run.step} of {run.total_steps} steps; raise [run] steps, or start anew with --resume never"
+        )
         return
     if complete and run.config.validation.at_end and run.config.prompts and run.step > 0:
         validate(run)
@@ -163,7 +165,9 @@ def _finish(run: Run, started: int, progress: Progress) -> None:
         progress.result(f"done: {run.step} steps; the trained weights are in {final}")
     else:
         run.emit("end", complete=False, reason=run.stop_reason)
-        progress.result(f"stopped ({run.stop_reason}) after step {run.step} of {run.total_steps}; saved in {saved}; the same command goes on from there")
+        progress.result(
+            f"stopped ({run.stop_reason}) after step {run.step} of {run.total_steps}; saved in {saved}; the same command goes on from there"
+        )
 
 
 def total_steps(config: Config, order: Order) -> int:

@@ -78,7 +78,7 @@ class Trainer:
             return values[: len(losses)]
         what = "gradient" if all(map(math.isfinite, values[: len(losses)])) else "loss"
         raise RunFailed(
-            f"the {what} of step {self.run.step + 1} is not finite ({', '.join(map(str, values))}), and the weights were not changed by it; "
+            f"the {what} of step {self.run.step + 1} is not finite ({', '.join(map(str, values))}), and did not change the weights; "
             f"its samples: {', '.join(map(str, samples))}. Look at these files, lower [optimizer] lr, or use precision bf16 instead of fp16"
         )
 

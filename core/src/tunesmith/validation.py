@@ -15,8 +15,8 @@ from .batch import Caption, FieldValue
 from .errors import RunFailed
 from .media import Media, MediaWriter, Report, SampleRequest, write_image
 from .plugin import Part
-from .rundir import staged
 from .run import Run
+from .rundir import staged
 
 if TYPE_CHECKING:
     from .config import Config

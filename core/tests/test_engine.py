@@ -1,0 +1,117 @@
+"""Devices, optimizers, clipping, and what fp16 does with a gradient that is not finite."""
+
+import math
+
+import pytest
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+
+from tunesmith import InputError
+from tunesmith.config.tables import OptimizerTable, RunTable
+from tunesmith.engine import Engine, choose_device, make_optimizer
+
+
+def a_layer() -> torch.nn.Linear:
+    torch.manual_seed(0)
+    return torch.nn.Linear(3, 2)
+
+
+def engine_for(layer: torch.nn.Linear, **settings) -> Engine:
+    engine = Engine(RunTable(steps=1, precision="no", device="cpu"))
+    engine.prepare(layer, make_optimizer(layer.parameters(), OptimizerTable(**settings)))
+    return engine
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "torch.optim.AdamW"])
+def test_adam_is_fused_by_default_on_a_cpu_too(kind):
+    assert make_optimizer(a_layer().parameters(), OptimizerTable(type=kind)).param_groups[0]["fused"] is True
+
+
+def test_what_the_config_says_about_fusing_counts():
+    optimizer = make_optimizer(a_layer().parameters(), OptimizerTable.model_validate({"fused": False}))
+    assert optimizer.param_groups[0]["fused"] is False
+
+
+def test_arguments_reach_the_optimizer_with_lists_as_tuples():
+    optimizer = make_optimizer(
+        a_layer().parameters(), OptimizerTable.model_validate({"betas": [0.8, 0.9], "weight_decay": 0.5, "lr": 0.25})
+    )
+    group = optimizer.param_groups[0]
+    assert (group["betas"], group["weight_decay"], group["lr"]) == ((0.8, 0.9), 0.5, 0.25)
+
+
+def test_an_optimizer_by_import_path_is_used():
+    assert type(make_optimizer(a_layer().parameters(), OptimizerTable(type="torch.optim.radam.RAdam"))) is torch.optim.RAdam
+
+
+def test_what_the_optimizer_refuses_is_told_in_its_own_words():
+    with pytest.raises(InputError, match=r"\[optimizer\] adamw refuses these arguments: .*beta parameter"):
+        make_optimizer(a_layer().parameters(), OptimizerTable.model_validate({"betas": [1.5, 0.9]}))
+
+
+def test_clipping_by_norm_scales_and_reports_the_norm_before():
+    layer = a_layer()
+    engine = engine_for(layer, clip_norm=0.5)
+    engine.backward(layer(torch.ones(1, 3)).sum() * 10)
+    norm = engine.clip(OptimizerTable(clip_norm=0.5))
+    assert norm is not None
+    assert norm.item() == pytest.approx(10 * math.sqrt(8))
+    clipped = torch.cat([parameter.grad.flatten() for parameter in layer.parameters() if parameter.grad is not None])
+    assert clipped.norm().item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_clipping_by_value_bounds_each_element():
+    layer = a_layer()
+    engine = engine_for(layer)
+    engine.backward(layer(torch.tensor([[1.0, -4.0, 0.01]])).sum())
+    assert engine.clip(OptimizerTable(clip_value=0.1)) is None
+    assert layer.weight.grad is not None
+    torch.testing.assert_close(layer.weight.grad[0], torch.tensor([0.1, -0.1, 0.01]))
+
+
+def test_the_update_is_a_bare_torch_update_at_the_scaled_rate():
+    layer, bare = a_layer(), a_layer()
+    engine = engine_for(layer, lr=0.5, type="sgd", clip_norm=None)
+    engine.backward(layer(torch.ones(1, 3)).square().sum())
+    engine.update(0.25)
+    bare(torch.ones(1, 3)).square().sum().backward()
+    assert bare.weight.grad is not None
+    torch.testing.assert_close(layer.weight, bare.weight - 0.125 * bare.weight.grad)
+    assert layer.weight.grad is None
+
+
+def test_with_a_scaler_a_gradient_that_is_not_finite_skips_the_update():
+    layer = a_layer()
+    engine = engine_for(layer, lr=0.5, type="sgd")
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    engine.accelerator.scaler = scaler
+    engine._wrapped = AcceleratedOptimizer(engine.optimizer, device_placement=False, scaler=scaler)
+    before = layer.weight.clone()
+    engine.backward(layer(torch.ones(1, 3)).sum() * math.inf)
+    engine.update(1.0)
+    assert engine.update_was_skipped
+    assert torch.equal(layer.weight, before)
+    assert scaler.get_scale() == 8.0
+    engine.backward(layer(torch.ones(1, 3)).sum())
+    engine.update(1.0)
+    assert not engine.update_was_skipped
+    torch.testing.assert_close(layer.weight, before - 0.5)
+
+
+def test_fp16_without_a_gpu_is_refused_with_a_way_on():
+    with pytest.raises(InputError, match='precision = "fp16" needs a GPU.*use "bf16" or "no"'):
+        Engine(RunTable(steps=1, precision="fp16", device="cpu"))
+
+
+def test_a_device_that_is_no_device_or_not_there_is_named():
+    with pytest.raises(InputError, match="'warp' is no torch device"):
+        choose_device("warp")
+    if torch.accelerator.current_accelerator(check_available=True) is None:
+        with pytest.raises(InputError, match="'cuda' is not there"):
+            choose_device("cuda")
+        assert choose_device("auto") == torch.device("cpu")
+
+
+def test_two_engines_in_one_process_may_differ():
+    assert Engine(RunTable(steps=1, precision="bf16", device="cpu")).accelerator.mixed_precision == "bf16"
+    assert Engine(RunTable(steps=1, precision="no", device="cpu")).accelerator.mixed_precision == "no"
