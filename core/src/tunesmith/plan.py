@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -13,6 +14,7 @@ from .config import Config
 from .contract import CORE
 from .data.dataset import Dataset
 from .data.order import Order
+from .engine import make_optimizer
 from .family import Family
 from .noise import SigmaSampler
 from .plugin import Stage
@@ -21,7 +23,6 @@ from .validation import sizes
 
 GIB = 2**30
 FLOAT_BYTES = {"fp32": 4, "bf16": 2}
-ADAM_STATES = 2
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,19 @@ def _cache_bytes(family: Family, order: Order) -> int:
 def _memory(family: Family, config: Config, trains_base: bool) -> Memory:
     parameters = sum(parameter.numel() for parameter in family.on_meta().parameters())
     weights = parameters * FLOAT_BYTES[config.run.weights]
-    trained = weights if trains_base else 0
-    return Memory(parameters, weights, gradients=trained, optimizer=trained * ADAM_STATES)
+    if not trains_base:
+        return Memory(parameters, weights, gradients=0, optimizer=0)
+    return Memory(parameters, weights, gradients=weights, optimizer=round(parameters * _state_bytes(config)))
+
+
+def _state_bytes(config: Config) -> float:
+    """Bytes that the optimizer keeps for each weight, found by letting it make one step of its own."""
+    weight = torch.nn.Parameter(torch.zeros(128, 128, dtype=torch.float32 if config.run.weights == "fp32" else torch.bfloat16))
+    weight.grad = torch.zeros_like(weight)
+    optimizer = make_optimizer([weight], config.optimizer)
+    optimizer.step()
+    kept = [value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor)]
+    return sum(value.numel() * value.element_size() for value in kept) / weight.numel()
 
 
 def _size(count: int) -> str:

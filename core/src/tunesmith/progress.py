@@ -12,6 +12,7 @@ from typing import Literal, Protocol, TextIO, TypeAlias
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 from rich.text import Text
 
 from .events import Event
@@ -23,7 +24,7 @@ PLAIN_SECONDS = 10.0
 LIVE_SECONDS = 0.1
 """Seconds between two updates of a bar."""
 BAR_WIDTH = 110
-"""Columns from which on a terminal has room for a bar beside the numbers."""
+"""Columns from which on a terminal has room for a bar beside the numbers, which wrap where it is narrower."""
 GIB = 2**30
 
 
@@ -51,7 +52,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self.mode == "auto" and self.stream.isatty() and not self._console.is_dumb_terminal:
-            columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
+            columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}", markup=False, table_column=Column())]
             if self._console.width >= BAR_WIDTH:
                 columns.append(BarColumn(bar_width=24))
             self._bars = Bars(*columns, console=self._console, refresh_per_second=1 / LIVE_SECONDS, transient=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from tunesmith import Config, InputError, InputPath, Loss, Model, Part, Plugin, Run, Settings, Stage, Step, Wrapper, hookimpl
+from tunesmith import Config, InputError, InputPath, Model, Part, Plugin, Run, Settings, Stage, Wrapper, hookimpl
 
 from .files import LoraFile, read_lora, write_lora
 from .targets import is_pattern, target_modules
@@ -71,13 +71,6 @@ class Lora(Plugin[LoraSettings]):
         if part is Part.DENOISER:
             self._attach(run, model)
         return model
-
-    @hookimpl(wrapper=True)
-    def compute_loss(self, run: Run, step: Step) -> Wrapper[Loss]:
-        """Make dropout a function of the step's position."""
-        with self._dropout_seed(run, step) if self.settings.dropout else nullcontext():
-            loss = yield
-        return loss
 
     @hookimpl
     def save_checkpoint(self, run: Run, path: Path) -> None:
@@ -145,15 +138,6 @@ class Lora(Plugin[LoraSettings]):
                 advice = "`targets` and the model must be those that it was trained with"
                 raise InputError(f"{file.path} {problem} {names[0]}{more}: {advice}")
         set_peft_model_state_dict(denoiser, dict(file.weights), adapter_name=ADAPTER)
-
-    @contextmanager
-    def _dropout_seed(self, run: Run, step: Step) -> Iterator[None]:
-        """Draw what dropout zeroes from a generator of this step's position; recomputed activations repeat it."""
-        seed = run.torch_generator("lora.dropout", step.mode, step.position).initial_seed()
-        devices = [run.device] if run.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            yield
 
 
 def _is_adapter(name: str) -> bool:
