@@ -69,6 +69,13 @@ def resemblance(mask: Mask) -> dict[str, float]:
     return {name: float((mask & shape).sum() / (mask | shape).sum()) for name, shape in templates.items()}
 
 
+def centre_fill(mask: Mask) -> float:
+    """How much of the middle of the mask's bounding box, 30 % of its width and height, is filled, 0 to 1."""
+    height, width = mask.shape
+    top, left = round(0.35 * height), round(0.35 * width)
+    return float(mask[top : height - top, left : width - left].mean())
+
+
 def recognise(image: Image.Image) -> Finding | None:
     """What the picture shows, or None unless it is one clean shape on one plain background."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
@@ -84,6 +91,9 @@ def recognise(image: Image.Image) -> Finding | None:
     fits = resemblance(box)
     shape = max(fits, key=lambda name: fits[name])
     if fits[shape] < 0.8:
+        return None
+    filled = centre_fill(box)
+    if filled > 0.3 if shape == "ring" else filled < 0.9:
         return None
     return Finding(shape, nearest(np.median(pixels[mask], axis=0), COLOURS), nearest(background, BACKGROUNDS))
 

@@ -44,6 +44,13 @@ def test_noise_plain_pictures_and_mixtures_are_rejected() -> None:
         assert recognise(image) is None
 
 
+@pytest.mark.parametrize("shape", KNOWN_SHAPES)
+def test_a_known_shape_with_a_small_hole_is_neither_itself_nor_a_ring(shape: str) -> None:
+    image = draw(Scene(shape, "red", "white"))
+    image.paste(BACKGROUNDS["white"], (28, 28, 38, 38))
+    assert recognise(image) is None
+
+
 def test_a_prompt_of_another_kind_is_an_error_that_shows_it() -> None:
     with pytest.raises(ValueError, match="a photo of a cat"):
         wanted("a photo of a cat")

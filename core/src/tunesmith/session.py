@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -104,25 +104,28 @@ def run(config: Config, resume: str, progress: Progress) -> Path:
     checkpoint = _checkpoint(directory, resume, config, progress)
     directory.create()
     directory.describe(config.text, manifest(config.classes, config.overrides, config.text))
-    with FileHashes(config.run.cache_dir / "files.sqlite") as file_hashes:
+    with FileHashes(config.run.cache_dir / "files.sqlite") as file_hashes, _open_cache(config, progress) as cache:
         this = Run(config, cast.family, cast.hooks, engine, directory, file_hashes, progress)
         try:
             with _stop_on_signals(this, progress):
-                _carry_out(this, datasets, checkpoint, progress)
+                _carry_out(this, datasets, checkpoint, cache)
         except Exception as error:
             this.emit("error", type=type(error).__name__, message=str(error))
             raise
     return directory.path
 
 
-def _carry_out(run: Run, datasets: Sequence[Dataset], checkpoint: Path | None, progress: Progress) -> None:
+def _open_cache(config: Config, progress: Progress) -> AbstractContextManager[Cache | None]:
+    return Cache(config.run.cache_dir, on_damage=progress.message) if config.run.cache else nullcontext()
+
+
+def _carry_out(run: Run, datasets: Sequence[Dataset], checkpoint: Path | None, cache: Cache | None) -> None:
     """The phases: encode, load, resume, train, save."""
-    config = run.config
+    config, progress = run.config, run.progress
     run.emit("start", run=run.directory.name, resumed_from=str(checkpoint) if checkpoint else None)
     fields = [field for plugin in run.plugins for field in plugin.fields(run)]
-    cache = Cache(config.run.cache_dir, on_damage=progress.message) if config.run.cache else None
     order = Order(datasets, config.run.seed, cached=cache is not None)
-    _encode(run, order, fields, cache, progress)
+    _encode(run, order, fields, cache)
     for dataset in datasets:
         run.emit("data", dataset=dataset.name, funnel=dataset.funnel.lines())
         for line in dataset.funnel.lines():
@@ -134,12 +137,12 @@ def _carry_out(run: Run, datasets: Sequence[Dataset], checkpoint: Path | None, p
     if checkpoint is not None:
         checkpoints.load(run, checkpoint)
         progress.message(f"resumed from {checkpoint} at step {run.step} of {run.total_steps}")
-    elif config.validation.at_start and config.prompts:
+    elif config.validation.at_start:
         validate(run)
     started = run.step
     loader = Loader(run, order, fields, cache, on_unreadable=lambda source, reason: _tell_unreadable(run, source, reason))
     Trainer(run, loader).train()
-    _finish(run, started, progress)
+    _finish(run, started)
 
 
 def _tell_unreadable(run: Run, source: Source, reason: str) -> None:
@@ -147,15 +150,16 @@ def _tell_unreadable(run: Run, source: Source, reason: str) -> None:
     run.emit("warning", message=f"{source} cannot be read", reason=reason)
 
 
-def _finish(run: Run, started: int, progress: Progress) -> None:
+def _finish(run: Run, started: int) -> None:
     """Save where the run ended; a complete run also validates and exports `final/`."""
+    progress = run.progress
     complete = run.step >= run.total_steps
     if complete and run.step == started and run.directory.final.exists():
         progress.result(
             f"this run is complete: {run.step} of {run.total_steps} steps; raise [run] steps, or start anew with --resume never"
         )
         return
-    if complete and run.config.validation.at_end and run.config.prompts and run.step > 0:
+    if complete and run.config.validation.at_end:
         validate(run)
     saved = checkpoints.save(run)
     run.emit("checkpoint", path=str(saved))
@@ -177,11 +181,11 @@ def total_steps(config: Config, order: Order) -> int:
     return -(-config.run.epochs * order.batches_per_epoch // config.run.gradient_accumulation)
 
 
-def _encode(run: Run, order: Order, fields: Sequence[Field], cache: Cache | None, progress: Progress) -> None:
+def _encode(run: Run, order: Order, fields: Sequence[Field], cache: Cache | None) -> None:
     """Fill the cache with what it lacks and release the encoders; without a cache, encode the prompts alone and keep them."""
     prompts = captions(run.config)
     if cache is not None:
-        fill(run, cache, fields, order, [*order.all_captions(), *prompts], progress)
+        fill(run, cache, fields, order, [*order.all_captions(), *prompts], run.progress)
     run.prompt_fields = {prompt: read_caption_fields(run, cache, fields, prompt) for prompt in prompts}
     if cache is not None:
         run.release_encoders()

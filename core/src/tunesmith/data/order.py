@@ -14,6 +14,8 @@ from ..randomness import numpy_generator
 from .dataset import Bucket, Dataset, Sample
 from .geometry import center_crop, random_crop
 
+UNCONDITIONAL = Caption("", negative=True)
+"""What a dropped caption becomes: the text that guidance steers away from when a sampler is given no negative prompt."""
 Entries = NDArray[np.int64]
 """Draws of samples: sample index * rounds + repeat, [batches, batch size]."""
 
@@ -96,8 +98,8 @@ class Order:
         where = (draw.epoch, draw.dataset.name, draw.index, draw.repeat)
         generator = numpy_generator(self.seed, "caption", *where)
         dropped = generator.random() < draw.dataset.table.caption_dropout
-        text = "" if dropped else sample.captions[int(generator.integers(len(sample.captions)))]
-        return Source(draw.dataset.name, sample.file, Caption(text), self._crop(draw, sample))
+        caption = UNCONDITIONAL if dropped else Caption(sample.captions[int(generator.integers(len(sample.captions)))])
+        return Source(draw.dataset.name, sample.file, caption, self._crop(draw, sample))
 
     def neighbours(self, draw: Draw) -> Iterator[Draw]:
         """What could stand in for a sample: the others of its bucket, from the next one on."""
@@ -118,14 +120,14 @@ class Order:
 
     def all_captions(self) -> tuple[Caption, ...]:
         """Every caption that may be drawn, once each; the empty one too where captions are dropped out."""
-        texts: dict[str, None] = {}
+        captions: dict[Caption, None] = {}
         for dataset in self.datasets.values():
             if dataset.table.caption_dropout > 0:
-                texts[""] = None
+                captions[UNCONDITIONAL] = None
             for indexes in dataset.buckets.values():
                 for index in indexes:
-                    texts.update(dict.fromkeys(dataset.samples[index].captions))
-        return tuple(Caption(text) for text in texts)
+                    captions.update(dict.fromkeys(map(Caption, dataset.samples[index].captions)))
+        return tuple(captions)
 
     def _arrange(self) -> None:
         """Take up what the datasets hold now."""
