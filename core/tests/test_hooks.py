@@ -1,7 +1,5 @@
 """The façade: order of calls, checked results, named culprits, isolated observers."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -207,7 +205,7 @@ def test_encode_batch_that_leaves_out_a_declared_field_is_an_error():
             return batch
 
     with pytest.raises(RuntimeError, match="left out fields that plugins declared: latents"):
-        caller(base=Encodes).encode_batch(SimpleNamespace(encoders=None), Batch(wanted=frozenset({"latents"})))
+        caller(base=Encodes).encode_batch(None, Batch(wanted=frozenset({"latents"})))
 
 
 def test_two_runs_share_nothing():

@@ -135,10 +135,9 @@ class HookCaller:
         return cast("Model", self._checked("load_model", Model, run=run, part=part))
 
     def encode_batch(self, run: Run, batch: Batch) -> Batch:
-        """Fill the fields that the batch wants, loading the encoders if they are not; RuntimeError if one is still missing."""
+        """Fill the fields that the batch wants; RuntimeError if one is still missing."""
         from .batch import Batch
 
-        _ = run.encoders
         encoded = cast("Batch", self._checked("encode_batch", Batch, run=run, batch=batch))
         missing = [key for key in sorted(batch.wanted) if key not in encoded.fields]
         if missing:

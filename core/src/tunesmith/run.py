@@ -15,7 +15,7 @@ from .batch import Caption, FieldValue
 from .errors import PartMissing
 from .events import Event, EventKind
 from .family import Family
-from .plugin import Part, Plugin
+from .plugin import Part, Plugin, Stage
 from .step import Step
 
 if TYPE_CHECKING:
@@ -75,8 +75,16 @@ class Run:
     def encoders(self) -> Model:
         """What encodes pixels and captions: loaded when first needed, so never where the cache has everything."""
         if self._encoders is None:
-            self._encoders = self.hooks.load_model(self, Part.ENCODERS)
+            self._encoders = self.load(Part.ENCODERS)
         return self._encoders
+
+    def load(self, part: Part) -> Model:
+        """Load a part of the model through its hook and place it on the device, which a PLACE plugin does where there is one."""
+        model = self.hooks.load_model(self, part)
+        if not any(plugin.stage is Stage.PLACE for plugin in self.plugins):
+            for module in model.modules():
+                module.to(self.device)
+        return model
 
     def release_encoders(self) -> None:
         """Give the encoders' memory back, if they were loaded."""

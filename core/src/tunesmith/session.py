@@ -193,7 +193,7 @@ def _encode(run: Run, order: Order, fields: Sequence[Field], cache: Cache | None
 
 def _load_denoiser(run: Run) -> Trainable:
     """Load what is trained, let plugins wrap it, and settle what requires a gradient."""
-    model = run.hooks.load_model(run, Part.DENOISER)
+    model = run.load(Part.DENOISER)
     run.model = model
     denoiser = model.denoiser
     if model.trains_base:

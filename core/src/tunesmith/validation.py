@@ -56,7 +56,7 @@ def sample_all(run: Run, report: Report) -> None:
     requests = list(sample_requests(run))
     if not requests:
         return
-    decoder = run.hooks.load_model(run, Part.DECODER)
+    decoder = run.load(Part.DECODER)
     try:
         pipeline = decoder.pipeline(run.model.denoiser)
         for request in requests:

@@ -114,6 +114,13 @@ def new_scenes(seed: int) -> Iterator[Scene]:
         yield placed(NEW_SHAPE, colour, background, random.Random(f"{seed}/{index}"))
 
 
+def kept_scenes(seed: int) -> Iterator[Scene]:
+    """One scene of a known shape for every training pair: shown beside the new shape, they keep it apart from these."""
+    for index, (colour, background) in enumerate(new_pairs()):
+        shape = KNOWN_SHAPES[(index + index // len(KNOWN_SHAPES)) % len(KNOWN_SHAPES)]
+        yield placed(shape, colour, background, random.Random(f"{seed}/{index}"))
+
+
 def write(scenes: Iterable[Scene], folder: Path) -> int:
     """Write each scene as NAME.png with its caption in NAME.txt and return how many there were."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,14 +133,21 @@ def write(scenes: Iterable[Scene], folder: Path) -> int:
 
 
 def main() -> None:
-    """Command line: draw known shapes for pretraining, or with --new the pictures to fine-tune on."""
+    """Command line: draw known shapes for pretraining, or with --new or --kept the pictures to fine-tune on."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=4096, help="how many known shapes (not used with --new)")
+    parser.add_argument("--count", type=int, default=4096, help="how many pictures to pretrain on")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--new", action="store_true", help=f"draw the {len(new_pairs())} pictures of the new shape")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--new", action="store_true", help=f"draw the {len(new_pairs())} pictures of the new shape")
+    choice.add_argument("--kept", action="store_true", help=f"draw {len(new_pairs())} pictures of the known shapes")
     arguments = parser.parse_args()
-    scenes = new_scenes(arguments.seed) if arguments.new else known_scenes(arguments.count, arguments.seed)
+    if arguments.new:
+        scenes = new_scenes(arguments.seed)
+    elif arguments.kept:
+        scenes = kept_scenes(arguments.seed)
+    else:
+        scenes = known_scenes(arguments.count, arguments.seed)
     print(f"{write(scenes, arguments.folder)} pictures in {arguments.folder}")
 
 

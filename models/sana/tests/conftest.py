@@ -57,6 +57,8 @@ def plugin(checkpoint: Path, **settings: Any) -> Sana:
 def load(sana: Sana, run: Run, part: Part) -> SanaModel:
     model = sana.load_model(run, part)
     assert isinstance(model, SanaModel)
+    if part is Part.ENCODERS:
+        cast(Any, run).encoders = model
     return model
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderDC, SanaTransformer2DModel
 from torch import nn
 from transformers import AutoTokenizer, Gemma2Model
 
-from tunesmith import Batch, Config, FamilyPlugin, Field, InputError, Model, Part, PartMissing, Run, hookimpl
+from tunesmith import Batch, Config, FamilyPlugin, Field, InputError, Model, Part, Run, hookimpl
 
 from .attention import keep_full_precision
 from .facts import read_facts
@@ -31,7 +31,6 @@ class Sana(FamilyPlugin[SanaSettings]):
     def __init__(self, name: str, settings: SanaSettings) -> None:
         super().__init__(name, settings)
         self._family: SanaFamily | None = None
-        self._encoders: SanaModel | None = None
 
     def family(self) -> SanaFamily:
         """The facts about the checkpoint; InputError if its configuration cannot be read."""
@@ -66,42 +65,40 @@ class Sana(FamilyPlugin[SanaSettings]):
 
     @hookimpl
     def load_model(self, run: Run, part: Part) -> Model:
-        """Load the encoders, the transformer or the decoder, frozen, onto the run's device."""
+        """Load the encoders, the transformer or the decoder, frozen; the core places them."""
         family, instruction = self.family(), instruction_lines(self.settings.complex_human_instruction)
         if part is Part.DENOISER:
             dtype = _DTYPES[run.config.run.weights]
-            transformer = self._load(SanaTransformer2DModel, self._transformer(), dtype, run.device)
+            transformer = self._load(SanaTransformer2DModel, self._transformer(), dtype)
             keep_full_precision(transformer)
             return SanaModel(family, transformer, {}, None, instruction)
-        encoders = {"vae": self._load(AutoencoderDC, self._vae(), self._vae_dtype, run.device)}
+        encoders = {"vae": self._load(AutoencoderDC, self._vae(), self._vae_dtype)}
         if part is Part.DECODER:
             return SanaModel(family, None, encoders, None, instruction)
-        encoders["text_encoder"] = self._load(Gemma2Model, self._text_encoder(), self._text_dtype(run.device), run.device)
+        encoders["text_encoder"] = self._load(Gemma2Model, self._text_encoder(), self._text_dtype(run.device))
         tokenizer = AutoTokenizer.from_pretrained(self._tokenizer().folder)
-        self._encoders = SanaModel(family, None, encoders, tokenizer, instruction)
-        return self._encoders
+        return SanaModel(family, None, encoders, tokenizer, instruction)
 
     @hookimpl
     def encode_batch(self, run: Run, batch: Batch) -> Batch:
-        """Fill latents and prompt embeddings where the batch wants them; PartMissing while the encoders are not loaded."""
-        if self._encoders is None:
-            raise PartMissing("the encoders of sana are not loaded; load_model(run, Part.ENCODERS) comes first")
+        """Fill latents and prompt embeddings where the batch wants them."""
+        encoders = cast(SanaModel, run.encoders)
         with torch.no_grad(), torch.autocast(run.device.type, enabled=False):
             if batch.wants(LATENTS):
                 if batch.pixels is None:
                     raise RuntimeError("latents are wanted of a batch that has no pixels")
-                batch.fields[LATENTS] = self._encoders.encode_pixels(batch.pixels)
+                batch.fields[LATENTS] = encoders.encode_pixels(batch.pixels)
             if batch.wants(PROMPT_EMBEDS):
-                pipeline = self._encoders.encoding_pipeline()
-                batch.fields[PROMPT_EMBEDS] = encode_captions(pipeline, batch.captions, self._encoders.instruction, run.device)
+                pipeline = encoders.encoding_pipeline()
+                batch.fields[PROMPT_EMBEDS] = encode_captions(pipeline, batch.captions, encoders.instruction, run.device)
         return batch
 
-    def _load(self, cls: Any, component: Component, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    def _load(self, cls: Any, component: Component, dtype: torch.dtype) -> nn.Module:
         """One network by its own `from_pretrained`, frozen and in evaluation mode."""
         named = {"dtype": dtype} if cls is Gemma2Model else {"torch_dtype": dtype}
         with without_progress_bars():
             network: nn.Module = cls.from_pretrained(component.folder, variant=component.suffix, use_safetensors=True, **named)
-        return network.requires_grad_(False).eval().to(device)
+        return network.requires_grad_(False).eval()
 
     def _transformer(self) -> Component:
         return fetch_weights(self.family().facts.origin, "transformer", self.settings.weights_variant)
