@@ -11,6 +11,7 @@ from pretrain.shapes import BACKGROUNDS, COLOURS, Colour
 
 PROMPT = re.compile(r"an? (\w+) (\w+) on an? (\w+) background")
 CONTRAST = 60.0  # RGB distance from the background at which a pixel belongs to the shape
+LIKENESS = 0.75  # intersection over union with the ideal shape; the next best ideal has about 0.6
 
 Mask = NDArray[np.bool_]
 Pixels = NDArray[np.float64]
@@ -88,12 +89,12 @@ def recognise(image: Image.Image) -> Finding | None:
     height, width = box.shape
     if min(height, width) < 0.2 * pixels.shape[0] or max(height, width) > 1.4 * min(height, width):
         return None
-    fits = resemblance(box)
-    shape = max(fits, key=lambda name: fits[name])
-    if fits[shape] < 0.8:
-        return None
     filled = centre_fill(box)
-    if filled > 0.3 if shape == "ring" else filled < 0.9:
+    if 0.3 < filled < 0.9:
+        return None
+    fits = {name: fit for name, fit in resemblance(box).items() if (name == "ring") == (filled <= 0.3)}
+    shape = max(fits, key=lambda name: fits[name])
+    if fits[shape] < LIKENESS:
         return None
     return Finding(shape, nearest(np.median(pixels[mask], axis=0), COLOURS), nearest(background, BACKGROUNDS))
 
