@@ -3,7 +3,7 @@
 # make check        style, types and architecture
 # make venv         the development environment alone
 # make pretrain     make the quickstart's checkpoint again, from nothing (about an hour)
-# make clean        remove the environment, caches and what the quickstart made
+# make clean        remove the environment, the tools' caches and the quickstart's runs
 #
 # Extra options for pip go through, here to choose a CPU build of torch:
 #   make quickstart PIP_OPTIONS="--extra-index-url URL"
@@ -40,7 +40,7 @@ pretrain: $(VENV)/.run
 	PATH="$(abspath $(BIN)):$$PATH" examples/quickstart/pretrain/make.sh
 
 clean:
-	rm -rf $(VENV) runs cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs/quickstart* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # torch comes first and alone: its pin then decides which build the rest is resolved against.
 $(VENV)/.run: requirements/run.txt $(PROJECTS)

@@ -64,7 +64,7 @@ def test_clipping_by_value_bounds_each_element():
     layer = a_layer()
     engine = engine_for(layer)
     engine.backward(layer(torch.tensor([[1.0, -4.0, 0.01]])).sum())
-    assert engine.clip(OptimizerTable(clip_value=0.1)) is None
+    assert engine.clip(OptimizerTable(clip_value=0.1)).item() == pytest.approx(math.sqrt(2 * (1 + 1 + 16 + 0.0001)))
     assert layer.weight.grad is not None
     torch.testing.assert_close(layer.weight.grad[0], torch.tensor([0.1, -0.1, 0.01]))
 

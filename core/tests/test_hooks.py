@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tunesmith import Batch, Event, Loss, Plugin, Settings, Stage, Step, hookimpl
+from tunesmith import Batch, Event, Loss, Plugin, Report, Settings, Stage, Step, hookimpl
 from tunesmith.contract import complaints, provider_complaints
 from tunesmith.hooks import HookCaller
 
@@ -212,3 +212,35 @@ def test_two_runs_share_nothing():
     first, second = caller(base=Provider), caller(base=Provider)
     assert first.manager is not second.manager
     assert first.plugins[0] is not second.plugins[0]
+
+
+class Encloses(Plugin[Nothing]):
+    """Wraps the hooks that give nothing back."""
+
+    stage = Stage.AVERAGE
+
+    @hookimpl(wrapper=True)
+    def on_step(self, run, step):
+        TRACE.append("on_step before")
+        yield
+        TRACE.append("on_step after")
+
+    @hookimpl(wrapper=True)
+    def validate(self, run, report):
+        TRACE.append("validate before")
+        yield
+        TRACE.append("validate after")
+
+    @hookimpl(wrapper=True)
+    def save_checkpoint(self, run, path):
+        TRACE.append("save before")
+        yield
+        TRACE.append("save after")
+
+
+def test_hooks_that_give_nothing_back_are_wrapped_without_a_return(tmp_path):
+    hooks = caller(base=Provider, swap=Encloses)
+    hooks.on_step(None, a_step())
+    hooks.validate(None, Report(0))
+    hooks.save_checkpoint(None, tmp_path)
+    assert TRACE == ["on_step before", "base", "on_step after", "validate before", "validate after", "save before", "save after"]

@@ -46,3 +46,9 @@ def test_a_name_is_used_once():
 def test_a_term_is_a_scalar():
     with pytest.raises(ValueError, match=r"shape \(2,\)"):
         Loss(torch.zeros(1)).add("alignment", torch.zeros(2))
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 1, 3, 2), (2, 1, 3, 3)])
+def test_a_weight_broadcasts_to_the_elements_and_nothing_else(shape):
+    with pytest.raises(ValueError, match="does not broadcast to the elements"):
+        Loss(torch.ones(4, 1, 3, 3)).weigh("mask", torch.ones(shape))

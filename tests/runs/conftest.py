@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tunesmith.config import load_config
+from tunesmith.config import Config, load_config
 from tunesmith.progress import Progress
 from tunesmith.session import run
 from tunesmith_sana import SanaFamily
@@ -73,6 +73,11 @@ class Result:
         return {file.name: Image.open(file).tobytes() for file in sorted(folder.glob("*.png"))}
 
 
+def prepared(config: Config) -> Config:
+    """The config as it is; tests replace this to add a plugin of their own."""
+    return config
+
+
 Runner = Callable[..., Result]
 
 
@@ -85,7 +90,7 @@ def train(tmp_path: Path, twin: Path, pictures: Path, monkeypatch: pytest.Monkey
         file = tmp_path / f"{name}.toml"
         file.write_text(config_text(twin, pictures, extra))
         with Progress("quiet") as progress:
-            return Result(run(load_config(file, overrides), resume, progress))
+            return Result(run(prepared(load_config(file, overrides)), resume, progress))
 
     return start
 

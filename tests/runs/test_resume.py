@@ -1,17 +1,27 @@
 """A resumed run is the run that was never interrupted, bit for bit."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
-from tunesmith import InputError
+from tunesmith import InputError, Plugin, Run, RunFailed, Settings, Stage, Wrapper, hookimpl
+from tunesmith.progress import Progress
+from tunesmith.rundir import lock
 
+from . import conftest
 from .conftest import LORA, Result, config_text
+
+
+class NoSettings(Settings):
+    """No settings."""
+
 
 EVERY_TWO = "[checkpoints]\nevery = 2\n"
 
@@ -103,7 +113,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_left_alone(train):
 
 def test_resuming_with_another_seed_is_refused_by_name(train):
     train("changed", LORA, "run.steps=2")
-    with pytest.raises(InputError, match=r"run\.seed was None and is 7"):
+    with pytest.raises(InputError, match=r"run\.seed was 0 and is 7"):
         train("changed", LORA, "run.steps=4", "run.seed=7")
 
 
@@ -121,3 +131,95 @@ def test_a_named_checkpoint_is_taken_up(train):
     assert starts[-1]["resumed_from"].endswith("step-000002")
     with pytest.raises(InputError, match="there is no such folder"):
         train("named", LORA, resume="nowhere")
+
+
+def test_a_default_that_is_spelt_out_is_no_change(train):
+    train("spelt", LORA, "run.steps=2")
+    assert sorted(train("spelt", LORA, "run.steps=3", "run.seed=0").losses) == [1, 2, 3]
+
+
+def test_a_new_learning_rate_counts_from_the_resumed_step_on(train):
+    settings = ("optimizer.schedule='constant'", "optimizer.warmup=0", "validation.at_start=false", "validation.at_end=false")
+    train("slower", LORA, "run.steps=2", *settings)
+    slower = train("slower", LORA, "run.steps=4", "optimizer.lr=1e-5", "optimizer.weight_decay=0.5", *settings)
+    assert [event["learning_rate"] for event in slower.events if event["event"] == "step"] == [1e-3, 1e-3, 1e-5, 1e-5]
+    state = torch.load(slower.path / "checkpoints" / "step-000004" / "training" / "state.pt", weights_only=True)
+    assert state["optimizer"]["param_groups"][0]["weight_decay"] == 0.5
+
+
+def test_going_on_from_an_older_checkpoint_sets_the_newer_ones_aside(train):
+    first = train("branch", LORA + EVERY_TWO, "run.steps=4")
+    old = (first.path / "checkpoints" / "step-000004" / "training" / "weights.safetensors").read_bytes()
+    train("branch", LORA + EVERY_TWO, "run.steps=4", "loss.type='huber'", resume=str(first.path / "checkpoints" / "step-000002"))
+    names = sorted(folder.name for folder in (first.path / "checkpoints").iterdir())
+    assert names == ["old-1-step-000004", "step-000002", "step-000004"]
+    assert (first.path / "checkpoints" / "old-1-step-000004" / "training" / "weights.safetensors").read_bytes() == old
+    assert (first.path / "checkpoints" / "step-000004" / "training" / "weights.safetensors").read_bytes() != old
+
+
+class Swaps(Plugin[NoSettings]):
+    """Halve the weights while they are saved, as an average would swap its own in."""
+
+    stage = Stage.AVERAGE
+
+    @hookimpl(wrapper=True)
+    def save_checkpoint(self, run: Run) -> Wrapper[None]:
+        """Save halved weights in the pipeline's layout."""
+        parameters = [parameter for parameter in run.model.denoiser.parameters() if parameter.requires_grad]
+        before = [parameter.detach().clone() for parameter in parameters]
+        with torch.no_grad():
+            torch._foreach_mul_(parameters, 0.5)
+        yield
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, before)
+
+
+@pytest.mark.parametrize("extra", ["", LORA], ids=["full", "lora"])
+def test_weights_that_a_plugin_swaps_for_saving_are_not_what_a_run_goes_on_from(train, monkeypatch, extra):
+    def with_swaps(config):
+        return replace(config, plugins={**config.plugins, "swaps": NoSettings()}, classes={**config.classes, "swaps": Swaps})
+
+    monkeypatch.setattr(conftest, "prepared", with_swaps)
+    settings = ("validation.at_start=false", "validation.at_end=false", "optimizer.schedule='constant'")
+    straight = train("straight", extra, "run.steps=4", *settings)
+    train("swapped", extra, "run.steps=2", *settings)
+    assert train("swapped", extra, "run.steps=4", *settings).losses == straight.losses
+
+
+def test_added_pictures_are_said_on_resume(train, tmp_path, pictures, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(pictures, copy)
+    train("grown", LORA, "run.steps=2", f"datasets.0.path='{copy}'")
+    shutil.copy(copy / "0.png", copy / "9.png")
+    shutil.copy(copy / "0.txt", copy / "9.txt")
+    told = []
+    monkeypatch.setattr(Progress, "message", lambda self, text: told.append(text))
+    train("grown", LORA, "run.steps=3", f"datasets.0.path='{copy}'")
+    assert any("the data changed since step-000002" in text for text in told)
+
+
+def test_a_disk_that_refuses_keeps_the_checkpoint_before_and_says_how_to_go_on(train, monkeypatch):
+    def refuses(state, path):
+        raise RuntimeError("PytorchStreamWriter failed writing file data.pkl: file write failed")
+
+    train("full", LORA + EVERY_TWO, "run.steps=2")
+    monkeypatch.setattr(torch, "save", refuses)
+    with pytest.raises(RunFailed, match=r"(?s)cannot write .*step-000004.*earlier checkpoints are whole.*start the same command again"):
+        train("full", LORA + EVERY_TWO, "run.steps=4")
+    monkeypatch.undo()
+
+
+def test_a_run_directory_belongs_to_one_process_at_a_time(train, tmp_path):
+    first = train("taken", LORA, "run.steps=1")
+    with lock(first.path / ".lock"), pytest.raises(InputError, match="another process is running in"):
+        train("taken", LORA, "run.steps=2")
+    assert sorted(train("taken", LORA, "run.steps=2").losses) == [1, 2]
+
+
+def test_media_that_a_killed_validation_left_are_no_obstacle(train):
+    first = train("left", LORA, "run.steps=2")
+    leftover = first.path / "validation" / ".step-000003.new"
+    leftover.mkdir()
+    (leftover / "red-64x64-seed0.png").write_bytes(b"torn")
+    assert list(train("left", LORA, "run.steps=3").pictures(3)) == ["red-64x64-seed0.png"]
+    assert not leftover.exists()

@@ -9,6 +9,7 @@ from diffusers import SanaPipeline, SanaTransformer2DModel
 from PIL import Image
 
 from tunesmith import InputError, Part, RunFailed
+from tunesmith.engine import Engine
 from tunesmith.hooks import HookCaller
 
 from .conftest import LORA
@@ -46,7 +47,7 @@ def test_a_picture_carries_its_whole_recipe(train):
     recipe = json.loads(picture.info["tunesmith"])
     assert recipe["prompt"] == "a red square"
     assert (recipe["seed"], recipe["step"], recipe["run"]) == (0, 1, "recipe")
-    assert {"negative_prompt", "guidance", "steps", "width", "height", "scheduler", "tunesmith"} <= set(recipe) | {"steps"}
+    assert {"negative_prompt", "guidance", "sampling_steps", "width", "height", "scheduler", "tunesmith"} <= set(recipe)
     assert recipe["config"]["plugins"]["lora"]["rank"] == 4
 
 
@@ -90,18 +91,36 @@ def test_caching_and_encoding_on_the_fly_give_the_same_losses(train):
     assert train("cached", "", *settings).losses == pytest.approx(train("direct", "", *settings, "run.cache=false").losses, rel=1e-5)
 
 
-def test_accumulation_of_half_batches_equals_one_batch(train):
-    settings = (
-        "datasets.0.caption_dropout=0.0",
-        "validation.at_start=false",
-        "validation.at_end=false",
-        "optimizer.type='sgd'",
-        "run.steps=4",
-    )
-    result = train("accumulated", "", *settings, "run.gradient_accumulation=2")
-    assert len(result.losses) == 4
-    again = train("accumulated-again", "", *settings, "run.gradient_accumulation=2")
-    assert result.losses == again.losses
+def test_a_step_with_accumulation_is_the_bare_computation_on_its_micro_batches(train, twin, monkeypatch):
+    steps, gradients = [], []
+    compute, update = HookCaller.compute_loss, Engine.update
+
+    def watched(self, run, step):
+        steps.append(step)
+        return compute(self, run, step)
+
+    def caught(self, factor):
+        gradients.append([parameter.grad.clone() for parameter in self._parameters])
+        update(self, factor)
+
+    monkeypatch.setattr(HookCaller, "compute_loss", watched)
+    monkeypatch.setattr(Engine, "update", caught)
+    settings = ("validation.at_start=false", "validation.at_end=false", "run.steps=1", "optimizer.clip_norm=1e9")
+    result = train("accumulated", "", *settings, "run.gradient_accumulation=3")
+    bare = SanaTransformer2DModel.from_pretrained(twin / "transformer")
+    losses = []
+    for step in steps:
+        embeds, mask = step.batch.ragged("prompt_embeds").padded()
+        sigma, latents = step.sigma[:, None, None, None], step.batch.tensor("latents")
+        noisy = (1 - sigma) * latents + sigma * step.noise
+        (velocity,) = bare(noisy, embeds, step.sigma * 1000, encoder_attention_mask=mask, return_dict=False)
+        losses.append((velocity - (step.noise - latents)).square().mean())
+    whole = torch.stack(losses).mean()
+    whole.backward()
+    assert len(steps) == 3
+    assert result.losses[1] == pytest.approx(whole.item(), rel=1e-6)
+    for found, parameter in zip(gradients[0], bare.parameters(), strict=True):
+        torch.testing.assert_close(found, parameter.grad, rtol=1e-4, atol=1e-7)
 
 
 def test_a_non_finite_loss_stops_before_the_update_and_names_the_samples(train, monkeypatch):
@@ -153,3 +172,32 @@ def test_the_second_run_encodes_nothing_and_loads_no_encoder(train, monkeypatch)
     monkeypatch.setattr(HookCaller, "load_model", watched)
     train("second", LORA, "run.steps=1", "validation.at_start=false", "validation.at_end=false")
     assert asked == [Part.DENOISER]
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update_even_without_clipping(train, monkeypatch):
+    compute = HookCaller.compute_loss
+
+    def poisoned(self, run, step):
+        loss = compute(self, run, step)
+        first = next(parameter for parameter in run.model.denoiser.parameters() if parameter.requires_grad)
+        loss.add("poison", (first * 0).sum().sqrt() if step.index == 1 else first.sum() * 0)  # the root of 0 has no slope
+        return loss
+
+    monkeypatch.setattr(HookCaller, "compute_loss", poisoned)
+    with pytest.raises(RunFailed, match=r"the gradient of step 2 is not finite"):
+        train("steep", LORA, "validation.at_start=false", "optimizer.clip_norm=false")
+
+
+def test_what_plugins_add_to_the_loss_is_in_the_events(train, monkeypatch):
+    compute = HookCaller.compute_loss
+
+    def adds(self, run, step):
+        loss = compute(self, run, step)
+        loss.add("tilt", torch.tensor(float(step.micro)))
+        step.metrics["micro"] = step.micro
+        return loss
+
+    monkeypatch.setattr(HookCaller, "compute_loss", adds)
+    result = train("told", LORA, "run.steps=1", "run.gradient_accumulation=3", "validation.at_start=false", "validation.at_end=false")
+    [event] = [event for event in result.events if event["event"] == "step"]
+    assert (event["loss_tilt"], event["micro"]) == (1.0, 1.0)

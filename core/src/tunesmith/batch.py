@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -18,12 +18,14 @@ class Field:
     `fingerprint` names everything besides the sample that the value depends on: encoder weights and settings.
     `per_sample` values belong to one sample's pixels, geometry and window; the others to one caption, and are shared
     by every sample that has it. `ragged` values differ in their first dimension and are kept without padding.
+    `companions` names the further files that a sample's value is made of, such as its mask; their contents count too.
     """
 
     key: str
     fingerprint: str
     per_sample: bool
     ragged: bool = False
+    companions: Callable[[Source], Sequence[Path]] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,11 @@ class Source:
         return f"{self.dataset}:{self.file}"
 
 
+def moved(value: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; without waiting, except for copies to the CPU, which are read at once."""
+    return value.to(device, non_blocking=device.type != "cpu")
+
+
 class Ragged:
     """Values of a batch whose first dimensions differ: one tensor [n_i, ...] a sample."""
 
@@ -88,7 +95,7 @@ class Ragged:
 
     def to(self, device: torch.device) -> Ragged:
         """The same values on another device."""
-        return Ragged([value.to(device, non_blocking=True) for value in self.values])
+        return Ragged([moved(value, device) for value in self.values])
 
 
 FieldValue: TypeAlias = Tensor | Ragged
@@ -136,9 +143,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with pixels and fields on another device."""
-        pixels = None if self.pixels is None else self.pixels.to(device, non_blocking=True)
+        pixels = None if self.pixels is None else moved(self.pixels, device)
         fields: dict[str, FieldValue] = {
-            key: value.to(device) if isinstance(value, Ragged) else value.to(device, non_blocking=True)
-            for key, value in self.fields.items()
+            key: value.to(device) if isinstance(value, Ragged) else moved(value, device) for key, value in self.fields.items()
         }
         return Batch(self.sources, self.captions, pixels, fields, self.wanted)

@@ -7,11 +7,12 @@ from typing import ClassVar
 
 from safetensors.torch import save_file
 
-from .hooks import hookimpl
+from .hooks import Wrapper, hookimpl
 from .loss import Loss
 from .media import Report
+from .model import Model
 from .objective import distance
-from .plugin import Plugin, Settings, Stage
+from .plugin import Part, Plugin, Settings, Stage
 from .run import Run
 from .step import Step
 from .validation import sample_all
@@ -26,6 +27,15 @@ class Core(Plugin[CoreSettings]):
 
     stage: ClassVar[Stage] = Stage.LOAD
 
+    @hookimpl(wrapper=True)
+    def load_model(self, run: Run, part: Part) -> Wrapper[Model]:
+        """Settle, before any plugin sees the denoiser, whether it is itself trained."""
+        model = yield
+        if part is Part.DENOISER:
+            model.trains_base = not any(plugin.stage is Stage.ADAPT for plugin in run.plugins)
+            model.denoiser.requires_grad_(model.trains_base)
+        return model
+
     @hookimpl
     def validate(self, run: Run, report: Report) -> None:
         """Make a picture or clip of every prompt, size and seed."""
@@ -35,7 +45,7 @@ class Core(Plugin[CoreSettings]):
     def save_checkpoint(self, run: Run, path: Path) -> None:
         """Write the denoiser, if it is itself trained, and every plugin's own modules."""
         if run.model.trains_base:
-            run.model.denoiser.save_pretrained(path / "transformer")
+            run.model.denoiser.save_pretrained(path / run.model.component)
         for name, module in run.model.extra.items():
             (path / "extra").mkdir(exist_ok=True)
             save_file({key: value.contiguous() for key, value in module.state_dict().items()}, path / "extra" / f"{name}.safetensors")

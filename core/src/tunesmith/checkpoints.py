@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .errors import InputError, RunFailed
+from .plugin import Stage
 from .run import Run
 from .rundir import RunDirectory, staged, write_atomically
 
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 TRAINING = "training"
-ADAPTED = "adapted.safetensors"
+STATE = "state.pt"
+WEIGHTS = "weights.safetensors"
 
 
 def save(run: Run) -> Path:
@@ -31,14 +34,15 @@ def save(run: Run) -> Path:
     if is_whole(target):
         return target
     if target.exists():
-        target.rename(_free_name(target))
+        set_aside(target)
     with staged(target) as folder:
         run.hooks.save_checkpoint(run, folder)
         training = folder / TRAINING
         training.mkdir()
-        if not run.model.trains_base:
-            save_file(adapted(run.model.denoiser), training / ADAPTED)
-        torch.save(_state(run), training / "state.pt")
+        weights = _own_weights(run)
+        if weights:
+            save_file(weights, training / WEIGHTS)
+        _save_state(_state(run), training / STATE)
         _write_manifest(run, folder)
     _drop_surplus(run, target)
     return target
@@ -48,27 +52,38 @@ def export(run: Run) -> Path:
     """Write `final/`: the trained weights alone, in the form that pipelines load."""
     target = run.directory.final
     if target.exists():
-        target.rename(_free_name(target))
+        set_aside(target)
     with staged(target) as folder:
         run.hooks.save_checkpoint(run, folder)
         _write_manifest(run, folder)
     return target
 
 
-def adapted(denoiser: nn.Module) -> dict[str, Tensor]:
-    """The trainable parameters that adapters put into the denoiser."""
-    return {name: parameter.detach().contiguous() for name, parameter in denoiser.named_parameters() if parameter.requires_grad}
-
-
 def latest(directory: RunDirectory) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, and a sentence on each newer one that was passed over."""
     passed: list[str] = []
-    for folder in sorted(directory.checkpoints.glob("step-*"), reverse=True):
+    for folder in reversed(in_order(directory)):
         reason = damage(folder)
         if reason is None:
             return folder, passed
         passed.append(f"{folder} is passed over: {reason}")
     return None, passed
+
+
+def in_order(directory: RunDirectory) -> list[Path]:
+    """The checkpoints of a run, whole or not, by step."""
+    folders = [folder for folder in directory.checkpoints.glob("step-*") if folder.name[5:].isdecimal()]
+    return sorted(folders, key=_step_of)
+
+
+def set_newer_aside(directory: RunDirectory, checkpoint: Path) -> list[str]:
+    """Rename the checkpoints that are newer than the one a run goes on from, for it will write its own; a sentence each."""
+    newer = [folder for folder in in_order(directory) if _step_of(folder) > _step_of(checkpoint)]
+    return [f"{folder} is newer and was set aside as {set_aside(folder).name}" for folder in newer]
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def is_whole(folder: Path) -> bool:
@@ -97,7 +112,7 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-FIXED = ("model", "plugins", "datasets")
+FIXED = ("model", "datasets")
 """Tables that a resumed run must share with the checkpoint: with others it would be another run."""
 FIXED_KEYS = {
     "run": ("seed", "batch_size", "gradient_accumulation", "weights", "precision"),
@@ -106,17 +121,33 @@ FIXED_KEYS = {
 
 
 def changes(folder: Path, config: Config) -> list[str]:
-    """What the config says otherwise than the checkpoint, a sentence a key; InputError naming every key that may not change."""
-    before: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["config"]
-    now = json.loads(json.dumps(config.data, default=str))
-    differing = [(key, old, new) for key, old, new in _differences(before, now)]
-    fixed = [
-        change for change in differing if change[0][0] in FIXED or (change[0][1:2] and change[0][1] in FIXED_KEYS.get(change[0][0], ()))
+    """What the config says otherwise than the checkpoint, a sentence a key; InputError naming every key that may not change.
+
+    A key counts as changed if it was written differently and means something else: a default that is spelt out is no
+    change, nor is a folder that moved together with the config.
+    """
+    manifest: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    written = [key for key, _, _ in _differences(manifest["config"], _as_json(config.data))]
+    differing = [
+        change
+        for change in _differences(manifest["settings"], _as_json(config.settings()))
+        if any(change[0][: len(key)] == key or key[: len(change[0])] == change[0] for key in written)
     ]
+    fixed = [change for change in differing if _is_fixed(change[0], config)]
     if fixed:
         told = "; ".join(f"{'.'.join(key)} was {old!r} and is {new!r}" for key, old, new in fixed)
         raise InputError(f"cannot resume {folder} with this config: {told}. Put it back, or start anew with --resume never")
     return [f"changed since {folder.name}: {'.'.join(key)} was {old!r} and is now {new!r}" for key, old, new in differing]
+
+
+def _is_fixed(key: tuple[str, ...], config: Config) -> bool:
+    if key[0] == "plugins":  # who only looks on may come and go
+        return key[1] not in config.classes or config.classes[key[1]].stage < Stage.EVALUATE
+    return key[0] in FIXED or key[-1] in FIXED_KEYS.get(key[0], ())
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
 
 
 def _differences(before: Any, now: Any, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
@@ -127,51 +158,86 @@ def _differences(before: Any, now: Any, key: tuple[str, ...] = ()) -> Iterator[t
         yield key, before, now
 
 
-def load(run: Run, folder: Path) -> None:
-    """Take up a run where a checkpoint left it: weights, optimizer, plugins, step; InputError if it does not fit the config."""
-    path = folder / TRAINING / "state.pt"
+def load(run: Run, folder: Path, data: str) -> list[str]:
+    """Take up a run where a checkpoint left it: weights, optimizer, plugins, step; InputError if it does not fit the config.
+
+    `data` identifies the samples of this start. Returns a sentence if they are not those of the checkpoint.
+    """
+    path = folder / TRAINING / STATE
     if not path.is_file():
-        raise InputError(f"{folder} is no checkpoint of a run: {TRAINING}/state.pt is missing")
+        raise InputError(f"{folder} is no checkpoint of a run: {TRAINING}/{STATE} is missing")
     state = torch.load(path, map_location="cpu", weights_only=True)
     unknown = sorted(set(state["plugins"]) - {plugin.name for plugin in run.plugins})
     if unknown:
         raise InputError(f"{folder} holds state of plugin {', '.join(map(repr, unknown))}, which this config does not use")
-    denoiser = run.model.denoiser
-    if run.model.trains_base:
-        saved = type(denoiser).from_pretrained(folder / "transformer")
-        denoiser.load_state_dict(saved.state_dict())
-    else:
-        _load_adapted(denoiser, load_file(folder / TRAINING / ADAPTED), folder)
-    for name, module in run.model.extra.items():
-        module.load_state_dict(load_file(folder / "extra" / f"{name}.safetensors"))
-    run.engine.optimizer.load_state_dict(state["optimizer"])
+    _load_weights(run, folder)
+    run.engine.load_optimizer(state["optimizer"], run.config.optimizer)
     if run.engine.scaler is not None and state["scaler"]:
         run.engine.scaler.load_state_dict(state["scaler"])
+    run.step, run.loss_average = state["step"], state["loss_average"]
     for plugin in run.plugins:
         plugin.load_state_dict(state["plugins"].get(plugin.name, {}))
-    run.step = state["step"]
+    if state["data"] != data:
+        return [f"the data changed since {folder.name}: from here on samples come in another order than they would have"]
+    return []
 
 
-def _load_adapted(denoiser: nn.Module, saved: Mapping[str, Tensor], folder: Path) -> None:
+def _own_weights(run: Run) -> dict[str, Tensor]:
+    """What the run goes on from and no plugin may swap: trained parameters and the plugins' own modules.
+
+    The denoiser of a full fine-tune is only among them if a plugin wraps `save_checkpoint`, and may have swapped what
+    lies in the pipeline's layout; otherwise that is read back.
+    """
+    weights = {f"extra.{name}": value.detach().contiguous() for name, value in run.model.extra.state_dict().items()}
+    wrapped = any(kind == "wrapper" for _, kind in run.hooks.nesting("save_checkpoint"))
+    if wrapped or not run.model.trains_base:
+        trained = (pair for pair in run.model.denoiser.named_parameters() if pair[1].requires_grad)
+        weights |= {f"denoiser.{name}": parameter.detach().contiguous() for name, parameter in trained}
+    return weights
+
+
+def _load_weights(run: Run, folder: Path) -> None:
+    denoiser = run.model.denoiser
+    file = folder / TRAINING / WEIGHTS
+    saved = load_file(file) if file.is_file() else {}
+    trained = {name.removeprefix("denoiser."): value for name, value in saved.items() if name.startswith("denoiser.")}
+    if trained or not run.model.trains_base:
+        _copy_parameters(denoiser, trained, folder)
+    else:
+        whole = type(denoiser).from_pretrained(folder / run.model.component)
+        denoiser.load_state_dict(whole.state_dict())
+    run.model.extra.load_state_dict({name.removeprefix("extra."): value for name, value in saved.items() if name.startswith("extra.")})
+
+
+def _copy_parameters(denoiser: nn.Module, saved: Mapping[str, Tensor], folder: Path) -> None:
     parameters = {name: parameter for name, parameter in denoiser.named_parameters() if parameter.requires_grad}
     if set(parameters) != set(saved):
         odd = sorted(set(parameters) ^ set(saved))
-        raise InputError(f"the adapter of {folder} does not fit this config: {odd[0]} and {len(odd) - 1} more are in only one of them")
+        raise InputError(f"{folder} does not fit this config: {odd[0]} and {len(odd) - 1} more weights are in only one of them")
     with torch.no_grad():
         for name, parameter in parameters.items():
             before, now = tuple(saved[name].shape), tuple(parameter.shape)
             if before != now:
-                raise InputError(f"the adapter of {folder} does not fit this config: {name} is {before} there and {now} here")
+                raise InputError(f"{folder} does not fit this config: {name} is {before} there and {now} here")
             parameter.copy_(saved[name])
 
 
 def _state(run: Run) -> dict[str, Any]:
     return {
         "step": run.step,
+        "loss_average": run.loss_average,
+        "data": run.data_identity,
         "optimizer": run.engine.optimizer.state_dict(),
         "scaler": None if run.engine.scaler is None else run.engine.scaler.state_dict(),
         "plugins": {plugin.name: state for plugin in run.plugins if (state := plugin.state_dict())},
     }
+
+
+def _save_state(state: Mapping[str, Any], path: Path) -> None:
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:  # how torch tells that the disk refuses
+        raise OSError(f"{path.name}: {error}") from error
 
 
 def _write_manifest(run: Run, folder: Path) -> None:
@@ -180,21 +246,24 @@ def _write_manifest(run: Run, folder: Path) -> None:
         "step": run.step,
         "run": run.directory.name,
         "config": run.config.data,
+        "settings": run.config.settings(),
         "files": {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "blake2b": file_hash(path)} for path in files},
     }
     write_atomically(folder / MANIFEST, json.dumps(content, indent=2, default=str) + "\n")
 
 
-def _free_name(target: Path) -> Path:
-    number = 1
-    while (free := target.with_name(f"old-{number}-{target.name}")).exists():
-        number += 1
-    return free
+def set_aside(folder: Path) -> Path:
+    """Rename a folder that is in the way, so that nothing is lost; returns its new name."""
+    for number in itertools.count(1):
+        free = folder.with_name(f"old-{number}-{folder.name}")
+        if not free.exists():
+            break
+    return folder.rename(free)
 
 
 def _drop_surplus(run: Run, newest: Path) -> None:
     keep = run.config.checkpoints.keep
-    whole = [folder for folder in sorted(run.directory.checkpoints.glob("step-*")) if (folder / MANIFEST).is_file() and folder <= newest]
+    whole = [folder for folder in in_order(run.directory) if (folder / MANIFEST).is_file() and _step_of(folder) <= _step_of(newest)]
     for folder in whole[:-keep] if keep else ():
         try:
             rmtree(folder)

@@ -59,6 +59,7 @@ class Engine:
         self.accelerator = Accelerator(mixed_precision=table.precision, cpu=self.device.type == "cpu", device_placement=False)
         if PartialState().num_processes > 1:
             raise InputError("this version trains on one process; start it with `tune run`, not with a launcher of several")
+        self.update_was_skipped = False
         self._optimizer: Optimizer | None = None
         self._parameters: list[nn.Parameter] = []
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; deterministic matrix products need it
@@ -81,6 +82,12 @@ class Engine:
         """The gradient scaler of fp16, or None."""
         return self.accelerator.scaler
 
+    def load_optimizer(self, state: dict[str, Any], table: OptimizerTable) -> None:
+        """Take up an optimizer's state, with the learning rate and arguments that the config has now."""
+        self.optimizer.load_state_dict(state)
+        for group in self.optimizer.param_groups:
+            group.update(_arguments(table), initial_lr=table.lr)
+
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of the run; entered once per step, for its cache of cast weights lasts as long as the context."""
         context: AbstractContextManager[None] = self.accelerator.autocast()
@@ -97,29 +104,32 @@ class Engine:
         """Add the gradients of a loss."""
         self.accelerator.backward(loss)
 
-    def clip(self, table: OptimizerTable) -> Tensor | None:
-        """Clip the gradients as `[optimizer]` says; returns their norm before clipping, None where it was not computed."""
-        if table.clip_value is not None:
-            self.accelerator.clip_grad_value_(self._parameters, table.clip_value)
-        elif table.clip_norm is not None:
-            norm: Tensor = self.accelerator.clip_grad_norm_(self._parameters, table.clip_norm)
+    def clip(self, table: OptimizerTable) -> Tensor:
+        """Clip the gradients as `[optimizer]` says; returns their norm before clipping."""
+        norm: Tensor
+        if table.clip_norm is not None:
+            norm = self.accelerator.clip_grad_norm_(self._parameters, table.clip_norm)
             return norm
-        return None
+        self.accelerator.unscale_gradients()
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in self._parameters if parameter.grad is not None])
+        if table.clip_value is not None:
+            nn.utils.clip_grad_value_(self._parameters, table.clip_value)
+        return norm
 
     def update(self, factor: float) -> None:
         """Step and clear the gradients, with the learning rate scaled by `factor`.
 
-        With fp16 the scaler skips the step if a gradient is not finite.
+        With fp16 the scaler skips the step if a gradient is not finite, and lowers its scale; `update_was_skipped` tells.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        (self.optimizer if self.scaler is None else self._wrapped).step()
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            scale = self.scaler.get_scale()
+            self._wrapped.step()
+            self.update_was_skipped = self.scaler.get_scale() < scale
         self.optimizer.zero_grad(set_to_none=True)
-
-    @property
-    def update_was_skipped(self) -> bool:
-        """Whether the scaler skipped the last update."""
-        return self.scaler is not None and bool(self._wrapped.step_was_skipped)
 
     def peak_memory(self) -> int:
         """Bytes: the accelerator's peak, or this process's resident peak on a CPU."""
@@ -136,10 +146,14 @@ def _resident_peak() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _arguments(table: OptimizerTable) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.arguments.items()}
+
+
 def make_optimizer(parameters: Iterable[nn.Parameter], table: OptimizerTable) -> Optimizer:
     """The optimizer that `[optimizer]` describes; InputError with its own words if it refuses its arguments."""
     kind = optimizer_class(table.type)
-    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in table.arguments.items()}
+    arguments = _arguments(table)
     if kind.__module__.startswith("torch.optim") and kind.__name__ in FUSED and not {"fused", "foreach"} & set(arguments):
         arguments["fused"] = True
     try:

@@ -19,5 +19,11 @@ class RunFailed(TunesmithError):
     """The run was sound but could not go on. Exit code 1."""
 
 
+class Stopped(TunesmithError):
+    """The run was asked to end while no step was being taken; what it had encoded and saved is kept. Exit code 0."""
+
+    exit_code = 0
+
+
 class PartMissing(RunFailed):
     """A part of the model was asked for that is not loaded in this phase."""

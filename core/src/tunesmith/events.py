@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-EventKind: TypeAlias = Literal["start", "data", "cache", "step", "validation", "checkpoint", "warning", "end", "error"]
+EventKind: TypeAlias = Literal["start", "data", "step", "validation", "checkpoint", "warning", "end", "error"]
 
 
 @dataclass(frozen=True)
@@ -21,5 +22,14 @@ class Event:
     time: float = field(default_factory=time.time)
 
     def line(self) -> str:
-        """The event as one line of JSON."""
-        return json.dumps({"event": self.kind, "step": self.step, "time": self.time, **self.data}, default=str)
+        """The event as one line of JSON; numbers that JSON has no word for become text, such as "inf"."""
+        content = {**self.data, "event": self.kind, "step": self.step, "time": self.time}
+        return json.dumps(_plain(content), default=str, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

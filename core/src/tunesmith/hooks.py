@@ -99,7 +99,7 @@ def _guard_wrapper(method: Callable[..., Wrapper[T]]) -> Callable[..., Wrapper[T
             else:
                 inner.throw(failure)
         except StopIteration as stop:
-            if stop.value is None and result is not None:
+            if stop.value is None and method.__name__ in PROVIDED:
                 dropped = RuntimeError(f"{where} wraps {method.__name__} but returns nothing, which drops the result: end with return")
                 _attribute(dropped, self, method.__name__)
                 raise dropped from None

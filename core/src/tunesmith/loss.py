@@ -18,9 +18,17 @@ class Loss:
         self.terms: dict[str, Tensor] = {}
 
     def weigh(self, name: str, weight: Tensor) -> None:
-        """Multiply the elements by `weight`, which broadcasts to them; ValueError if the name was used."""
+        """Multiply the elements by `weight`, which broadcasts to them; ValueError if it does not or the name was used."""
         if name in self.weights:
             raise ValueError(f"a loss weight named {name!r} was already given; it has {', '.join(sorted(self.weights))}")
+        fits = weight.ndim in (0, self.elements.ndim) and all(
+            size in (1, whole) for size, whole in zip(weight.shape, self.elements.shape, strict=False)
+        )
+        if not fits:
+            raise ValueError(
+                f"loss weight {name!r} has shape {tuple(weight.shape)}, which does not broadcast to the elements "
+                f"{tuple(self.elements.shape)}; give it as many dimensions, each of that size or 1"
+            )
         self.weights[name] = weight
 
     def add(self, name: str, term: Tensor) -> None:

@@ -6,9 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from .batch import Batch
@@ -16,12 +15,13 @@ from .errors import PartMissing
 from .family import Family, TokenGrid
 from .media import Media, SampleRequest
 
-TakeTokens: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(value, indices [B, K], sorted) -> the value for these tokens only, per sample."""
+TakeTokens: TypeAlias = Callable[[Any, Tensor], Any]
+"""(value, indices [B, K], sorted) -> the value for these tokens only, per sample; a value may be a pair of tensors."""
 
 
 def take_rows(value: Tensor, indices: Tensor) -> Tensor:
-    """Take tokens out of [B, T, ...] along dimension 1: the rule for hidden states and per-token modulation."""
+    """Take tokens out of [B, T, ...] or [1, T, ...] along dimension 1: the rule for hidden states and per-token modulation."""
+    value = value.expand(indices.shape[0], *value.shape[1:])
     shape = (*indices.shape, *value.shape[2:])
     return value.gather(1, indices.reshape(*indices.shape, *[1] * (value.ndim - 2)).expand(shape))
 
@@ -30,25 +30,25 @@ def take_rows(value: Tensor, indices: Tensor) -> Tensor:
 class TrunkModule:
     """One module of the denoiser's trunk: a transformer block, or what the family does between two blocks.
 
-    `hidden` names the parameter of its `forward` that carries the tokens [B, T, D]; the first output has the same
-    shape. `per_token` says for each other parameter that is indexed by token how a subset of tokens is taken from it.
+    `hidden` names the parameter of its `forward` that carries the tokens [B, T, D]; the output, or its item `output`
+    where that is a tuple, has the same shape. Tokens beyond those of the grid are given conditions and come last; they
+    must always be kept. `per_token` says for each other parameter that is indexed by token how a subset of tokens is taken from it.
     `grid` names the integer parameters that give the sides of the token grid; for K tokens the last of them becomes K
     and the others 1, and then each of `convolutions`, which then sees [B, C, 1.., K], must be given the full grid:
     scatter before it, gather after it. `attention` and `feed_forward` are the submodules that features replace,
-    observe or recompute. `conditions` counts tokens after the grid's own that belong to given conditions and must
-    always be kept.
+    observe or recompute.
     """
 
     name: str
     module: nn.Module
     is_block: bool
     hidden: str = "hidden_states"
+    output: int | None = None
     per_token: Mapping[str, TakeTokens] = field(default_factory=dict)
     grid: tuple[str, ...] = ()
     convolutions: tuple[nn.Module, ...] = ()
     attention: tuple[nn.Module, ...] = ()
     feed_forward: tuple[nn.Module, ...] = ()
-    conditions: int = 0
 
 
 class Trainable(nn.Module):
@@ -68,9 +68,13 @@ class Model(ABC):
     """One loaded part of a family's model; families subclass it, features use it.
 
     `encoders` holds what is needed besides the denoiser (autoencoder, text encoder), `extra` the trainable modules
-    that plugins add, by plugin name. A plugin that injects an adapter registers how to switch it off in `adapters`:
-    then the base stays frozen and only what requires a gradient is trained.
+    that plugins add, by plugin name. A plugin that injects an adapter registers in `adapters` how to switch it off.
+    `trains_base` says whether the denoiser itself is trained: the core sets it before any plugin sees the model, and it
+    is so unless a plugin of stage ADAPT is active. Whoever places the modules on devices sets `placed`.
     """
+
+    component: ClassVar[str] = "transformer"
+    """The denoiser's folder in a pipeline, and the prefix of its adapters' keys."""
 
     def __init__(self, family: Family, denoiser: nn.Module | None, encoders: Mapping[str, nn.Module]) -> None:
         self.family = family
@@ -79,6 +83,8 @@ class Model(ABC):
         self.extra = nn.ModuleDict()
         self.adapters: dict[str, Callable[[], AbstractContextManager[None]]] = {}
         self.prepared: Callable[..., Any] | None = None
+        self.trains_base = False
+        self.placed = False
 
     @property
     def denoiser(self) -> Any:
@@ -145,14 +151,3 @@ class Model(ABC):
     def blocks(self) -> list[TrunkModule]:
         """The transformer blocks alone, in order."""
         return [entry for entry in self.trunk() if entry.is_block]
-
-    @property
-    def trains_base(self) -> bool:
-        """Whether the denoiser itself is trained, because no adapter is there."""
-        return not self.adapters
-
-    @property
-    def device(self) -> torch.device:
-        """Where the denoiser lives."""
-        device: torch.device = next(self.denoiser.parameters()).device
-        return device

@@ -9,11 +9,11 @@ from typing import Annotated, TypeAlias
 from pydantic import AfterValidator, ValidationInfo
 
 
-def _base(info: ValidationInfo) -> Path:
-    return Path(info.context["base"]) if info.context else Path()
+def _base(info: ValidationInfo | None) -> Path:
+    return Path(info.context["base"]) if info is not None and info.context else Path()
 
 
-def _resolve_path(value: Path, info: ValidationInfo) -> Path:
+def _resolve_path(value: Path, info: ValidationInfo | None) -> Path:
     if "\0" in str(value):
         raise ValueError("a path cannot hold a NUL character")
     try:
@@ -27,8 +27,15 @@ def _resolve_source(value: str, info: ValidationInfo) -> str:
     return str(folder) if os.path.isdir(folder) or value.startswith((".", "~", "/")) else value
 
 
+def _resolve_output(value: Path) -> Path:
+    return _resolve_path(value, None)
+
+
 InputPath: TypeAlias = Annotated[Path, AfterValidator(_resolve_path)]
 """A file or folder that a setting names; validation makes it relative to the config file's folder."""
+
+OutputPath: TypeAlias = Annotated[Path, AfterValidator(_resolve_output)]
+"""A folder to write to, relative to where `tune` is started."""
 
 ModelSource: TypeAlias = Annotated[str, AfterValidator(_resolve_source)]
 """A local folder, relative to the config file's folder, or else a Hub id."""

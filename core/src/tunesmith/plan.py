@@ -15,6 +15,7 @@ from .contract import CORE
 from .data.dataset import Dataset
 from .data.order import Order
 from .engine import make_optimizer
+from .errors import InputError
 from .family import Family
 from .noise import SigmaSampler
 from .plugin import Stage
@@ -32,7 +33,7 @@ class Memory:
     parameters: int
     weights: int
     gradients: int
-    optimizer: int
+    optimizer: int | None
 
 
 @dataclass(frozen=True)
@@ -124,18 +125,24 @@ def _memory(family: Family, config: Config, trains_base: bool) -> Memory:
     weights = parameters * FLOAT_BYTES[config.run.weights]
     if not trains_base:
         return Memory(parameters, weights, gradients=0, optimizer=0)
-    return Memory(parameters, weights, gradients=weights, optimizer=round(parameters * _state_bytes(config)))
+    each = _state_bytes(config)
+    return Memory(parameters, weights, gradients=weights, optimizer=None if each is None else round(parameters * each))
 
 
-def _state_bytes(config: Config) -> float:
-    """Bytes that the optimizer keeps for each weight, found by letting it make one step of its own."""
+def _state_bytes(config: Config) -> float | None:
+    """Bytes that the optimizer keeps for each weight, found by letting it make one step; None if it cannot here."""
     weight = torch.nn.Parameter(torch.zeros(128, 128, dtype=torch.float32 if config.run.weights == "fp32" else torch.bfloat16))
     weight.grad = torch.zeros_like(weight)
-    optimizer = make_optimizer([weight], config.optimizer)
-    optimizer.step()
+    try:
+        optimizer = make_optimizer([weight], config.optimizer)
+        optimizer.step()
+    except (InputError, RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
+        return None  # it steps only on the device or the shapes that it is made for
     kept = [value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor)]
     return sum(value.numel() * value.element_size() for value in kept) / weight.numel()
 
 
-def _size(count: int) -> str:
+def _size(count: int | None) -> str:
+    if count is None:
+        return "unknown"
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"

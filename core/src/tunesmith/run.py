@@ -12,10 +12,10 @@ import torch
 
 from . import randomness
 from .batch import Caption, FieldValue
-from .errors import PartMissing
+from .errors import PartMissing, Stopped
 from .events import Event, EventKind
 from .family import Family
-from .plugin import Part, Plugin, Stage
+from .plugin import Part, Plugin
 from .step import Step
 
 if TYPE_CHECKING:
@@ -58,7 +58,10 @@ class Run:
         self.prompt_fields: dict[Caption, Mapping[str, FieldValue]] = {}
         self._model: Model | None = None
         self._encoders: Model | None = None
+        self.loss_average: float | None = None
+        self.data_identity = ""
         self._stop_reason: str | None = None
+        self._finishes_steps = False
 
     @property
     def model(self) -> Model:
@@ -79,11 +82,12 @@ class Run:
         return self._encoders
 
     def load(self, part: Part) -> Model:
-        """Load a part of the model through its hook and place it on the device, which a PLACE plugin does where there is one."""
+        """Load a part of the model through its hook, and move it to the device unless a plugin has placed it."""
         model = self.hooks.load_model(self, part)
-        if not any(plugin.stage is Stage.PLACE for plugin in self.plugins):
+        if not model.placed:
             for module in model.modules():
                 module.to(self.device)
+            model.placed = True
         return model
 
     def release_encoders(self) -> None:
@@ -143,8 +147,19 @@ class Run:
         return self.file_hashes.combined(paths)
 
     def stop(self, reason: str) -> None:
-        """Ask the run to finish the step, save and end."""
+        """Ask the run to finish the step, save and end; before and after the steps it ends at once, by raising Stopped."""
         self._stop_reason = reason
+        if not self._finishes_steps:
+            raise Stopped(reason)
+
+    @contextmanager
+    def finishing_steps(self) -> Iterator[None]:
+        """While steps are taken, a request to stop waits for the end of the step."""
+        self._finishes_steps = True
+        try:
+            yield
+        finally:
+            self._finishes_steps = False
 
     @property
     def stop_reason(self) -> str | None:

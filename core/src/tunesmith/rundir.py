@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -11,9 +12,10 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
+from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError
 
 from .errors import InputError, RunFailed
 from .events import Event
@@ -29,6 +31,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.validation = path / "validation"
         self.final = path / "final"
+        self._lock: IO[bytes] | None = None
 
     @property
     def name(self) -> str:
@@ -36,22 +39,33 @@ class RunDirectory:
         return self.path.name
 
     def create(self) -> None:
-        """Make the folders; InputError if that is not possible."""
+        """Make the folders and take the directory for this process; InputError if that is not possible or another has it."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(self.path / ".lock")
         except OSError as error:
             raise InputError(
                 f"cannot make the run directory {self.path}: {error.strerror}; set [run] output to a folder you can write"
             ) from error
 
     def next_free(self) -> RunDirectory:
-        """This directory if it does not exist yet, or the first of name-2, name-3, ... that does not."""
-        if not self.path.exists():
-            return self
-        number = 2
-        while (free := self.path.with_name(f"{self.name}-{number}")).exists():
-            number += 1
-        return RunDirectory(free)
+        """This directory if it was not there, or the first of name-2, name-3, ... that was not; it is made at once."""
+        for number in itertools.count(1):
+            free = self if number == 1 else RunDirectory(self.path.with_name(f"{self.name}-{number}"))
+            try:
+                free.path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError:
+                break  # `create` tells why
+            return free
+        return self
+
+    def close(self) -> None:
+        """Let other processes have the directory."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def describe(self, config_text: str, manifest: Mapping[str, Any]) -> None:
         """Write `config.toml` and `manifest.json`: what was asked, and with what it runs."""
@@ -105,6 +119,26 @@ def _distribution(plugin: type[Any], homes: Mapping[str, list[str]]) -> str:
     return " ".join(f"{name} {version(name)}" for name in sorted(set(homes.get(package, ())))) or plugin.__module__
 
 
+def lock(file: Path) -> IO[bytes]:
+    """Hold a lock on a file until what is returned is closed or the process ends; InputError if another process holds it.
+
+    Where the system or the file system has no such locks, there is none.
+    """
+    handle = file.open("wb")
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise InputError(
+            f"another process is running in {file.parent}; wait for it, give this run another [run] name, or start it with --resume never"
+        ) from None
+    except (ImportError, OSError):
+        pass
+    return handle
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that it is whole or not there at all."""
     partial = path.with_name(f".{path.name}.partial")
@@ -132,9 +166,10 @@ def staged(target: Path) -> Iterator[Path]:
         sync(staging)
         os.replace(staging, target)
         sync(target.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise RunFailed(
-            f"cannot write {target}: {error.strerror or error}; earlier checkpoints are whole: make room or mend the folder, "
+            f"cannot write {target}: {reason}; earlier checkpoints are whole: make room or mend the folder, "
             "then start the same command again to go on from the last one"
         ) from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,7 +22,7 @@ from .data.hashing import FileHashes
 from .data.loader import Loader
 from .data.order import Order
 from .engine import Engine, make_optimizer
-from .errors import InputError
+from .errors import InputError, RunFailed, Stopped
 from .family import Family, FamilyPlugin
 from .hooks import HookCaller
 from .hookspecs import Hooks
@@ -39,14 +39,14 @@ HOOK_NAMES = tuple(name for name, spec in vars(Hooks).items() if hasattr(spec, "
 
 
 @dataclass(frozen=True)
-class Cast:
+class Assembly:
     """Who takes part in a run: the family's facts, and one instance of each plugin behind the hooks."""
 
     family: Family
     hooks: HookCaller
 
 
-def assemble(config: Config) -> Cast:
+def assemble(config: Config) -> Assembly:
     """Make the plugins of a run in their order; ConfigErrors with what the family refuses and what plugins cannot work with."""
     made: dict[str, Plugin[Any]] = {config.family: config.classes[config.family](config.family, config.model)}
     for name, settings in config.plugins.items():
@@ -66,7 +66,7 @@ def assemble(config: Config) -> Cast:
     problems += [config.problem(key, sentence) for plugin in made.values() for key, sentence in plugin.check(config)]
     if problems:
         raise ConfigErrors(problems)
-    return Cast(family, HookCaller(made[name] for name in order))
+    return Assembly(family, HookCaller(made[name] for name in order))
 
 
 def look_at_data(config: Config, family: Family) -> list[Dataset]:
@@ -96,7 +96,7 @@ def run(config: Config, resume: str, progress: Progress) -> Path:
     its own) or the path of a checkpoint.
     """
     cast = assemble(config)
-    engine = Engine(config.run)
+    engine = _engine(config)
     directory = RunDirectory(config.run.output / config.run_name)
     if resume == "never":
         directory = directory.next_free()
@@ -109,10 +109,23 @@ def run(config: Config, resume: str, progress: Progress) -> Path:
         try:
             with _stop_on_signals(this, progress):
                 _carry_out(this, datasets, checkpoint, cache)
-        except Exception as error:
-            this.emit("error", type=type(error).__name__, message=str(error))
+        except Stopped:
+            this.emit("end", complete=False, reason=this.stop_reason)
+            progress.result(f"stopped ({this.stop_reason}) at step {this.step}; the same command goes on from there")
+        except BaseException as error:
+            with suppress(OSError):  # a full disk must not hide what went wrong
+                this.emit("error", type=type(error).__name__, message=str(error))
             raise
+        finally:
+            directory.close()
     return directory.path
+
+
+def _engine(config: Config) -> Engine:
+    try:
+        return Engine(config.run)
+    except InputError as error:
+        raise ConfigErrors([config.problem(("run",), str(error))]) from error
 
 
 def _open_cache(config: Config, progress: Progress) -> AbstractContextManager[Cache | None]:
@@ -123,19 +136,21 @@ def _carry_out(run: Run, datasets: Sequence[Dataset], checkpoint: Path | None, c
     """The phases: encode, load, resume, train, save."""
     config, progress = run.config, run.progress
     run.emit("start", run=run.directory.name, resumed_from=str(checkpoint) if checkpoint else None)
-    fields = [field for plugin in run.plugins for field in plugin.fields(run)]
+    fields = _fields(run)
     order = Order(datasets, config.run.seed, cached=cache is not None)
     _encode(run, order, fields, cache)
     for dataset in datasets:
         run.emit("data", dataset=dataset.name, funnel=dataset.funnel.lines())
         for line in dataset.funnel.lines():
             progress.message(line)
-    run.total_steps = total_steps(config, order)
+    run.total_steps, run.data_identity = total_steps(config, order), order.identity()
     trainable = _load_denoiser(run)
     optimizer = make_optimizer((p for p in trainable.parameters() if p.requires_grad), config.optimizer)
     run.model.prepared = run.engine.prepare(trainable, optimizer)
     if checkpoint is not None:
-        checkpoints.load(run, checkpoint)
+        told = checkpoints.load(run, checkpoint, run.data_identity)
+        for sentence in (*told, *checkpoints.set_newer_aside(run.directory, checkpoint)):
+            progress.message(sentence)
         progress.message(f"resumed from {checkpoint} at step {run.step} of {run.total_steps}")
     elif config.validation.at_start:
         validate(run)
@@ -143,6 +158,19 @@ def _carry_out(run: Run, datasets: Sequence[Dataset], checkpoint: Path | None, c
     loader = Loader(run, order, fields, cache, on_unreadable=lambda source, reason: _tell_unreadable(run, source, reason))
     Trainer(run, loader).train()
     _finish(run, started)
+
+
+def _fields(run: Run) -> list[Field]:
+    """What all plugins write into batches; RunFailed if two write the same."""
+    writers: dict[str, str] = {}
+    fields: list[Field] = []
+    for plugin in run.plugins:
+        for field in plugin.fields(run):
+            if field.key in writers:
+                raise RunFailed(f"plugins {writers[field.key]!r} and {plugin.name!r} both write the field {field.key!r}; use one of them")
+            writers[field.key] = plugin.name
+            fields.append(field)
+    return fields
 
 
 def _tell_unreadable(run: Run, source: Source, reason: str) -> None:
@@ -196,8 +224,6 @@ def _load_denoiser(run: Run) -> Trainable:
     model = run.load(Part.DENOISER)
     run.model = model
     denoiser = model.denoiser
-    if model.trains_base:
-        denoiser.requires_grad_(True)
     if run.config.run.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
     trainable = Trainable(denoiser, model.extra)
@@ -235,7 +261,7 @@ def _stop_on_signals(run: Run, progress: Progress) -> Iterator[None]:
         if run.stop_reason is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         run.stop(signal.Signals(number).name)
-        progress.message(f"{signal.Signals(number).name}: finishing the step and saving; once more to stop at once")
+        progress.message(f"{run.stop_reason}: finishing the step and saving; once more to stop at once")
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,13 +35,13 @@ class Trainer:
         self.progress = run.progress
         self.accumulation = run.config.run.gradient_accumulation
         self.sigmas = SigmaSampler(run.config.noise, run.family.noise_shift)
-        self.average: float | None = None
         self.reported = (run.step, time.perf_counter())
 
     def train(self) -> None:
         """All steps that are left, with validations and checkpoints when they are due."""
         run = self.run
-        with self.loader.batches(run.step * self.accumulation) as batches, self.progress.training(run.total_steps, run.step):
+        shown = self.progress.training(run.total_steps, run.step)
+        with run.finishing_steps(), self.loader.batches(run.step * self.accumulation) as batches, shown:
             while run.step < run.total_steps and run.stop_reason is None:
                 self.one_step(batches)
                 self.milestones()
@@ -50,6 +51,7 @@ class Trainer:
         run = self.run
         losses: list[Tensor] = []
         samples: list[Source] = []
+        told: defaultdict[str, list[Tensor | float]] = defaultdict(list)
         for micro in range(self.accumulation):
             step = self.prepare(next(batches), micro)
             torch.manual_seed(position_seed(run.config.run.seed, "forward", step.position))
@@ -59,20 +61,22 @@ class Trainer:
                     total = loss.total
                 run.engine.backward(total / self.accumulation)
             losses.append(total.detach())
+            for name, value in (*step.metrics.items(), *((f"loss_{name}", term.detach()) for name, term in loss.terms.items())):
+                told[name].append(value)
             samples.extend(step.batch.sources)
         norm = run.engine.clip(run.config.optimizer)
         values = self.finite(losses, norm, samples)
         run.engine.update(learning_rate_factor(run.step, run.total_steps, run.config.optimizer))
         run.step += 1
         run.hooks.on_step(run, step)
-        self.report(step, sum(values) / len(values), norm)
+        self.report(step, sum(values) / len(values), norm, told)
 
-    def finite(self, losses: list[Tensor], norm: Tensor | None, samples: list[Source]) -> list[float]:
+    def finite(self, losses: list[Tensor], norm: Tensor, samples: list[Source]) -> list[float]:
         """The losses as numbers; RunFailed that names the samples if one, or the gradient, is not finite.
 
         The one place in a step that waits for the device. With fp16 a gradient that is not finite is the scaler's matter.
         """
-        watched = losses if norm is None or self.run.engine.scaler is not None else [*losses, norm.to(losses[0].dtype)]
+        watched = losses if self.run.engine.scaler is not None else [*losses, norm.to(losses[0])]
         values: list[float] = torch.stack(watched).tolist()
         if all(map(math.isfinite, values)):
             return values[: len(losses)]
@@ -94,29 +98,28 @@ class Trainer:
         noisy, target = mix(latents, noise, sigma)
         return Step(run.step, micro, position, "train", batch, sigma, noise, noisy, target)
 
-    def report(self, step: Step, loss: float, norm: Tensor | None) -> None:
-        """Show the step; write an event when one is due."""
+    def report(self, step: Step, loss: float, norm: Tensor, told: Mapping[str, Sequence[Tensor | float]]) -> None:
+        """Show the step; write an event when one is due, with the means over micro-batches of what plugins told."""
         run = self.run
-        self.average = loss if self.average is None else AVERAGE_DECAY * self.average + (1 - AVERAGE_DECAY) * loss
+        run.loss_average = loss if run.loss_average is None else AVERAGE_DECAY * run.loss_average + (1 - AVERAGE_DECAY) * loss
         rate = run.engine.optimizer.param_groups[0]["lr"]
         due = run.step % run.config.run.log_every == 0 or run.step == run.total_steps
         memory = run.engine.peak_memory() if due else None
-        self.progress.step(run.step, loss, self.average, rate, memory=memory)
+        self.progress.step(run.step, loss, run.loss_average, rate, memory=memory)
         if not due:
             return
         since, then = self.reported
         self.reported = (run.step, time.perf_counter())
         data = {
             "loss": loss,
-            "loss_average": self.average,
+            "loss_average": run.loss_average,
             "learning_rate": rate,
             "steps_per_second": (run.step - since) / max(self.reported[1] - then, 1e-9),
             "epoch": self.loader.order.epoch_of(step.position),
             "peak_memory": memory,
-            **{name: float(value) for name, value in step.metrics.items()},
+            "gradient_norm": float(norm),
+            **{name: sum(map(float, values)) / len(values) for name, values in told.items()},
         }
-        if norm is not None:
-            data["gradient_norm"] = float(norm)
         if run.engine.update_was_skipped:
             data["update_skipped"] = True
         run.emit("step", **data)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,7 +43,7 @@ def validate(run: Run) -> None:
     denoiser = run.model.denoiser
     denoiser.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=()), run.progress.stage(f"validation at step {run.step}", None):
+        with torch.no_grad(), torch.random.fork_rng(devices=()):
             run.hooks.validate(run, report)
     finally:
         denoiser.train()
@@ -59,10 +60,12 @@ def sample_all(run: Run, report: Report) -> None:
     decoder = run.load(Part.DECODER)
     try:
         pipeline = decoder.pipeline(run.model.denoiser)
-        for request in requests:
-            with run.autocast():
-                media = decoder.sample(pipeline, request)
-            report.add(replace(media, recipe={**media.recipe, **_provenance(run, request)}))
+        with run.progress.stage(f"sampling at step {run.step}", len(requests)) as bar:
+            for request in requests:
+                with run.autocast():
+                    media = decoder.sample(pipeline, request)
+                report.add(replace(media, recipe={**media.recipe, **_provenance(run, request)}))
+                bar.advance()
     finally:
         decoder.release()
 
@@ -94,16 +97,15 @@ def write_media(run: Run, report: Report) -> list[Path]:
     """Write the media of a report; a file appears whole or not at all, and replaces the same file of an earlier attempt."""
     writers = media_writers(run)
     target = run.directory.validation / f"step-{report.step:06d}"
-    written: list[Path] = []
-    with staged(target.with_name(f"{target.name}.new")) as folder:
-        for media in report.media:
-            written += _write(media, folder, writers)
-    made = target.with_name(f"{target.name}.new")
-    target.mkdir(parents=True, exist_ok=True)
+    made = target.with_name(f".{target.name}.new")
+    rmtree(made, ignore_errors=True)
+    with staged(made) as folder:
+        written = [file.relative_to(folder) for media in report.media for file in _write(media, folder, writers)]
     for file in written:
-        os.replace(made / file.name, target / file.name)
-    made.rmdir()
-    return [target / file.name for file in written]
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(made / file, target / file)
+    rmtree(made)
+    return [target / file for file in written]
 
 
 def media_writers(run: Run) -> Mapping[str, MediaWriter]:

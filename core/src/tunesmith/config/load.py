@@ -81,6 +81,17 @@ class Config:
         stem = self.path.resolve().parent.name if self.path.stem == "config" else self.path.stem
         return self.run.name or as_stem(stem, "run")
 
+    def settings(self) -> dict[str, Any]:
+        """Every setting with its value, defaults too, as JSON has them."""
+        tables: dict[str, Settings] = {name: getattr(self, name) for name in (*SINGLE_TABLES, "model")}
+        dumped = {name: table.model_dump(mode="json") for name, table in tables.items()}
+        return {
+            **dumped,
+            "model": {"family": self.family, **dumped["model"]},
+            "datasets": {table.name: table.model_dump(mode="json") for table in self.datasets},
+            "plugins": {name: settings.model_dump(mode="json") for name, settings in self.plugins.items()},
+        }
+
     def line_of(self, *key: str | int) -> int | None:
         """The line of a key or, if it is not in the file, of the innermost table around it; None for neither."""
         return self.source.place(key)[1]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from ..paths import InputPath
+from ..paths import InputPath, OutputPath
 from ..plugin import Settings
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class RunTable(Settings):
 
     name: FileStem | None = None
     """Name of the run directory; when not given the config file's, without its ending, or its folder's if that is `config`."""
-    output: Path = Path("runs")
+    output: OutputPath = Path("runs")
     """Folder of all run directories, relative to where `tune` is started."""
     steps: int | None = Field(None, ge=1)
     """Length of the run in optimizer steps; give steps or epochs, not both."""
@@ -86,7 +86,7 @@ class RunTable(Settings):
     """Ask torch for deterministic kernels, so that a resumed run on CUDA is bit-equal too."""
     cache: bool = True
     """Encode latents and prompts once, before the trained model is loaded; false encodes on the fly."""
-    cache_dir: Path = Path("cache")
+    cache_dir: OutputPath = Path("cache")
     """Folder of the cache, relative to where `tune` is started; may be shared by all runs."""
     log_every: int = Field(10, ge=1)
     """Steps between two reports of the loss."""

@@ -165,7 +165,7 @@ def _missing(run: Run, cache: Cache, fields: Sequence[Field], order: Order, prog
     keys: list[dict[str, str]] = []
     with progress.stage("hashing files", len(sources)) as bar, ThreadPoolExecutor(DECODERS) as pool:
         for source, content in zip(sources, pool.map(lambda source: _content(run, source), sources), strict=True):
-            keys.append({} if content is None else {field.key: sample_key(field, content, source.crop, source.window) for field in fields})
+            keys.append({} if content is None else {field.key: key_of(run, field, source, content) for field in fields})
             if content is None:
                 order.drop(source, "cannot be read")
             bar.advance(1)
@@ -176,6 +176,13 @@ def _missing(run: Run, cache: Cache, fields: Sequence[Field], order: Order, prog
         if lacks:
             groups.setdefault((source.crop.size, frozenset(lacks)), []).append(_Todo(source, lacks))
     return [portion for group in groups.values() for portion in _portions(group, run.config.run.batch_size)]
+
+
+def key_of(run: Run, field: Field, source: Source, content: str) -> str:
+    """The key of a sample's field, from the hash of its file and of the files that come with it."""
+    companions = () if field.companions is None else field.companions(source)
+    hashes = " ".join([content, *map(run.file_hashes.of, companions)])
+    return sample_key(field, hashes, source.crop, source.window)
 
 
 def _content(run: Run, source: Source) -> str | None:

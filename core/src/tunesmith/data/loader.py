@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..batch import Batch, Field, FieldValue, Ragged, Source
 from ..errors import RunFailed
-from .cache import Cache, caption_key, sample_key
-from .encode import batch_of, collate, encode, stored
+from .cache import Cache, caption_key
+from .encode import batch_of, collate, encode, key_of, stored
 from .images import Unreadable, load_pixels
 from .order import Draw, Order
 
@@ -128,7 +128,7 @@ class Loader:
                 self._contents[source.file] = self.run.file_hashes.of(source.file)
             except OSError as error:
                 raise RunFailed(f"{source} cannot be read any more ({error.strerror}); put it back, or start again without it") from error
-        return sample_key(field, self._contents[source.file], source.crop, source.window)
+        return key_of(self.run, field, source, self._contents[source.file])
 
     def _decoded(self, draw: Draw) -> tuple[Source, Tensor]:
         """A drawn sample and its pixels; those of the next readable one of its bucket if its file cannot be decoded."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -72,6 +73,14 @@ class Order:
         """InputError with the funnel if a dataset has no whole batch left."""
         for dataset in self.datasets.values():
             dataset.require_batches()
+
+    def identity(self) -> str:
+        """A hash of the samples and buckets that the order is made of: what else than the seed decides it."""
+        told = hashlib.blake2b(digest_size=16)
+        for group in self._groups:
+            names = [group.dataset.samples[index].name for index in group.indexes]
+            told.update(repr((group.dataset.name, group.bucket, group.batch_size, group.rounds, names)).encode())
+        return told.hexdigest()
 
     def epoch_of(self, position: int) -> int:
         """The epoch, from 0, that the batch at this position belongs to."""

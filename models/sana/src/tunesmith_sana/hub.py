@@ -150,6 +150,8 @@ def _hub_answers() -> bool:
     try:
         request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
         urllib.request.urlopen(request, timeout=_CONNECT_SECONDS).close()
+    except ValueError:
+        raise InputError(f"HF_ENDPOINT = {constants.ENDPOINT!r} is no address; write it with its scheme, such as https://HOST") from None
     except urllib.error.HTTPError:
         return True
     except OSError:
