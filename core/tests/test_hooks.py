@@ -116,6 +116,21 @@ class WrongType(Provider):
         return 3.0
 
 
+class Reduces(Wraps):
+    """Returns the reduced loss instead of the loss."""
+
+    @hookimpl(wrapper=True)
+    def compute_loss(self, run, step):
+        loss = yield
+        return loss.total
+
+
+def test_a_wrapper_that_returns_the_wrong_type_is_named():
+    with pytest.raises(TypeError, match="compute_loss of plugin 'culprit' returned Tensor; it must return Loss") as caught:
+        caller(base=Provider, culprit=Reduces, outer=Outer).compute_loss(None, a_step())
+    assert caught.value.__notes__ == ["in compute_loss of plugin 'culprit'"]
+
+
 def test_a_result_of_the_wrong_type_is_named():
     with pytest.raises(TypeError, match="compute_loss of plugin 'base' returned float; it must return Loss"):
         caller(base=WrongType).compute_loss(None, a_step())

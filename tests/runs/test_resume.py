@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tunesmith import InputError, Plugin, Run, RunFailed, Settings, Stage, Wrapper, hookimpl
+from tunesmith.hooks import HookCaller
 from tunesmith.progress import Progress
 from tunesmith.rundir import lock
 
@@ -223,3 +224,33 @@ def test_media_that_a_killed_validation_left_are_no_obstacle(train):
     (leftover / "red-64x64-seed0.png").write_bytes(b"torn")
     assert list(train("left", LORA, "run.steps=3").pictures(3)) == ["red-64x64-seed0.png"]
     assert not leftover.exists()
+
+
+def test_a_signal_while_encoding_stops_at_once_and_keeps_what_was_encoded(train, monkeypatch, capsys):
+    encode = HookCaller.encode_batch
+    asked = []
+
+    def interrupted(self, run, batch):
+        asked.append(batch)
+        if len(asked) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return encode(self, run, batch)
+
+    monkeypatch.setattr(HookCaller, "encode_batch", interrupted)
+    stopped = train("early", LORA, "run.steps=2")
+    assert len(asked) == 3
+    assert stopped.events[-1]["event"] == "end"
+    assert not stopped.events[-1]["complete"]
+    assert "stopped (SIGTERM) at step 0; the same command goes on from there" in capsys.readouterr().out
+    assert sorted(train("early", LORA, "run.steps=2").losses) == [1, 2]
+
+
+def test_a_folder_that_is_no_checkpoint_is_told_for_what_it_is(train):
+    first = train("wrong", LORA, "run.steps=2")
+    with pytest.raises(InputError, match="it is a run directory; name one of the folders in its checkpoints"):
+        train("wrong", LORA, resume=str(first.path))
+    manifest = first.path / "checkpoints" / "step-000002" / "manifest.json"
+    for content in ("[]", '{"files": {}}', ""):
+        manifest.write_text(content)
+        with pytest.raises(InputError, match="it has no readable manifest"):
+            train("wrong", LORA, resume=str(manifest.parent))

@@ -94,8 +94,14 @@ def is_whole(folder: Path) -> bool:
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None: its manifest names every file with size and hash."""
     try:
-        files: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError):
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files: Mapping[str, Any] = manifest["files"]
+        whole = isinstance(manifest["config"], dict) and isinstance(manifest["settings"], dict) and f"{TRAINING}/{STATE}" in files
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        if (folder / "checkpoints").is_dir():
+            return "it is a run directory; name one of the folders in its checkpoints"
         return "it has no readable manifest, so it was not finished"
     for name, known in files.items():
         path = folder / name

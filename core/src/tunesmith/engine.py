@@ -41,6 +41,12 @@ def choose_device(wanted: str) -> torch.device:
     return device
 
 
+def require_precision(table: RunTable, device: torch.device) -> None:
+    """InputError if the device cannot compute in the precision that `[run]` asks for."""
+    if table.precision == "fp16" and device.type == "cpu":
+        raise InputError('[run] precision = "fp16" needs a GPU, and this run is on the CPU; use "bf16" or "no"')
+
+
 class Engine:
     """One run's accelerator: it prepares the trainable module and carries gradients to the optimizer.
 
@@ -50,8 +56,7 @@ class Engine:
 
     def __init__(self, table: RunTable) -> None:
         self.device = choose_device(table.device)
-        if table.precision == "fp16" and self.device.type == "cpu":
-            raise InputError('[run] precision = "fp16" needs a GPU, and this run is on the CPU; use "bf16" or "no"')
+        require_precision(table, self.device)
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         if self.device.type == "cuda":

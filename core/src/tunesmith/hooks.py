@@ -61,14 +61,33 @@ def _attribute(error: BaseException, plugin: Plugin[Any], hook: str) -> None:
         setattr(error, _ATTRIBUTED, plugin.name)
 
 
+def _result_type(hook: str) -> type:
+    """What the hooks with one provider give; imported late, for these modules need torch."""
+    from .batch import Batch
+    from .loss import Loss
+    from .model import Model
+
+    return {"load_model": Model, "encode_batch": Batch, "compute_loss": Loss}[hook]
+
+
+def _require_type(result: object, plugin: Plugin[Any], hook: str) -> None:
+    if hook in PROVIDED and not isinstance(result, _result_type(hook)):
+        found = "nothing" if result is None else type(result).__name__
+        error = TypeError(f"{hook} of plugin {plugin.name!r} returned {found}; it must return {_result_type(hook).__name__}")
+        _attribute(error, plugin, hook)
+        raise error
+
+
 def _guard_plain(method: Callable[..., T]) -> Callable[..., T]:
     @functools.wraps(method)
     def call(self: Plugin[Any], *args: Any, **kwargs: Any) -> T:
         try:
-            return method(self, *args, **kwargs)
+            result = method(self, *args, **kwargs)
         except Exception as error:
             _attribute(error, self, method.__name__)
             raise
+        _require_type(result, self, method.__name__)
+        return result
 
     return call
 
@@ -103,6 +122,7 @@ def _guard_wrapper(method: Callable[..., Wrapper[T]]) -> Callable[..., Wrapper[T
                 dropped = RuntimeError(f"{where} wraps {method.__name__} but returns nothing, which drops the result: end with return")
                 _attribute(dropped, self, method.__name__)
                 raise dropped from None
+            _require_type(stop.value, self, method.__name__)
             return stop.value  # type: ignore[no-any-return]
         except Exception as error:
             _attribute(error, self, method.__name__)
@@ -130,15 +150,11 @@ class HookCaller:
 
     def load_model(self, run: Run, part: Part) -> Model:
         """Load one part of the model."""
-        from .model import Model
-
-        return cast("Model", self._checked("load_model", Model, run=run, part=part))
+        return cast("Model", self.manager.hook.load_model(run=run, part=part))
 
     def encode_batch(self, run: Run, batch: Batch) -> Batch:
         """Fill the fields that the batch wants; RuntimeError if one is still missing."""
-        from .batch import Batch
-
-        encoded = cast("Batch", self._checked("encode_batch", Batch, run=run, batch=batch))
+        encoded = cast("Batch", self.manager.hook.encode_batch(run=run, batch=batch))
         missing = [key for key in sorted(batch.wanted) if key not in encoded.fields]
         if missing:
             raise RuntimeError(f"encode_batch left out fields that plugins declared: {', '.join(missing)}")
@@ -146,9 +162,7 @@ class HookCaller:
 
     def compute_loss(self, run: Run, step: Step) -> Loss:
         """The unreduced loss of a micro-batch."""
-        from .loss import Loss
-
-        return cast("Loss", self._checked("compute_loss", Loss, run=run, step=step))
+        return cast("Loss", self.manager.hook.compute_loss(run=run, step=step))
 
     def on_step(self, run: Run, step: Step) -> None:
         """Tell every plugin that an optimizer step is done."""
@@ -181,11 +195,3 @@ class HookCaller:
         implementations = self.manager.hook.__getattribute__(hook).get_hookimpls()
         kind = "provider" if hook in PROVIDED else "call"
         return [(one.plugin_name, "wrapper" if one.wrapper else kind) for one in reversed(implementations)]
-
-    def _checked(self, hook: str, expected: type, **arguments: Any) -> object:
-        result: object = getattr(self.manager.hook, hook)(**arguments)
-        if not isinstance(result, expected):
-            provider = self.nesting(hook)[-1][0]
-            found = "nothing" if result is None else type(result).__name__
-            raise TypeError(f"{hook} of plugin {provider!r} returned {found}; it must return {expected.__name__}")
-        return result

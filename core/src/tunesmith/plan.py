@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from .config import Config
 from .contract import CORE
 from .data.dataset import Dataset
 from .data.order import Order
-from .engine import make_optimizer
+from .engine import choose_device, make_optimizer, require_precision
 from .errors import InputError
 from .family import Family
 from .noise import SigmaSampler
@@ -52,6 +53,7 @@ class Plan:
     validation_samples: int
     memory: Memory
     trains_base: bool
+    notes: list[str]
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -75,7 +77,7 @@ class Plan:
                 f"gradients {_size(self.memory.gradients)}, optimizer {_size(self.memory.optimizer)} (activations and adapters not counted)"
             ),
         ]
-        return Group(*parts)
+        return Group(*parts, *(Text(f"note: {note}") for note in self.notes))
 
 
 def make_plan(config: Config) -> Plan:
@@ -103,7 +105,18 @@ def make_plan(config: Config) -> Plan:
         validation_samples=len(config.prompts) * len(sizes(config, family)) * len(config.validation.seeds),
         memory=_memory(family, config, trains_base=not adapts),
         trains_base=not adapts,
+        notes=list(_notes(config, steps)),
     )
+
+
+def _notes(config: Config, steps: int) -> Iterator[str]:
+    """What is allowed and probably not meant, and what this very machine would refuse."""
+    if config.optimizer.warmup >= steps:
+        yield f"[optimizer] warmup = {config.optimizer.warmup} is not over after the {steps} steps of the run"
+    try:
+        require_precision(config.run, choose_device(config.run.device))
+    except InputError as error:
+        yield f"on this machine the run would be refused: {error}"
 
 
 def _describe(dataset: Dataset) -> dict[str, Any]:

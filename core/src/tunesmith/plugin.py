@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     from .batch import Field
     from .config import Config
+    from .family import Family
     from .media import MediaWriter
     from .run import Run
 
@@ -87,10 +88,11 @@ class Plugin(Generic[S]):
         self.name = name
         self.settings = settings
 
-    def check(self, config: Config) -> Iterable[tuple[tuple[str | int, ...], str]]:
+    def check(self, config: Config, family: Family) -> Iterable[tuple[tuple[str | int, ...], str]]:
         """What in the whole config this plugin cannot work with, told before anything is loaded: (key, sentence).
 
-        A key is the path of a setting, such as `("validation", "scheduler")` or `("datasets", 0, "resolution")`.
+        `family` answers for the checkpoint, `family.on_meta()` with every layer's name and shape. A key is the path of a
+        setting, such as `("validation", "scheduler")` or `("datasets", 0, "resolution")`.
         """
         return ()
 

@@ -20,6 +20,9 @@ from safetensors import SafetensorError
 from .errors import InputError, RunFailed
 from .events import Event
 
+WAY_ON = (
+    "earlier checkpoints are whole: make room or mend the folder, then start the same command again, and it goes on from the newest one"
+)
 LIBRARIES = ("tunesmith", "torch", "diffusers", "transformers", "accelerate", "pluggy", "pydantic", "safetensors")
 
 
@@ -42,6 +45,7 @@ class RunDirectory:
         """Make the folders and take the directory for this process; InputError if that is not possible or another has it."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.validation.mkdir(exist_ok=True)
             self._lock = lock(self.path / ".lock")
         except OSError as error:
             raise InputError(
@@ -73,9 +77,13 @@ class RunDirectory:
         write_atomically(self.path / "manifest.json", json.dumps(dict(manifest), indent=2, default=str) + "\n")
 
     def append(self, event: Event) -> None:
-        """Add an event to `events.jsonl`."""
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(event.line() + "\n")
+        """Add an event to `events.jsonl`; RunFailed if the disk refuses."""
+        file = self.path / "events.jsonl"
+        try:
+            with file.open("a", encoding="utf-8") as opened:
+                opened.write(event.line() + "\n")
+        except OSError as error:
+            raise RunFailed(f"cannot write {file}: {error.strerror}; {WAY_ON}") from error
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Every event so far; a line torn by a killed process is passed over."""
@@ -159,7 +167,7 @@ def staged(target: Path) -> Iterator[Path]:
     try:
         if staging.exists():
             rmtree(staging)
-        staging.mkdir(parents=True)
+        staging.mkdir()  # without its parents: where the run's folder has vanished, none is made in its place
         yield staging
         for entry in sorted(staging.rglob("*")):
             sync(entry)
@@ -168,10 +176,7 @@ def staged(target: Path) -> Iterator[Path]:
         sync(target.parent)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise RunFailed(
-            f"cannot write {target}: {reason}; earlier checkpoints are whole: make room or mend the folder, "
-            "then start the same command again to go on from the last one"
-        ) from error
+        raise RunFailed(f"cannot write {target}: {reason}; {WAY_ON}") from error
 
 
 def sync(path: Path) -> None:

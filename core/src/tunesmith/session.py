@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -31,10 +32,11 @@ from .ordering import ordered
 from .plugin import Part, Plugin
 from .progress import Progress
 from .run import Run
-from .rundir import RunDirectory, manifest
+from .rundir import WAY_ON, RunDirectory, manifest
 from .trainer import Trainer
 from .validation import captions, validate
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 HOOK_NAMES = tuple(name for name, spec in vars(Hooks).items() if hasattr(spec, "tunesmith_spec"))
 
 
@@ -63,7 +65,7 @@ def assemble(config: Config) -> Assembly:
         for name, reason in family.refuses.items()
         if name in config.plugins or name in config.data
     ]
-    problems += [config.problem(key, sentence) for plugin in made.values() for key, sentence in plugin.check(config)]
+    problems += [config.problem(key, sentence) for plugin in made.values() for key, sentence in plugin.check(config, family)]
     if problems:
         raise ConfigErrors(problems)
     return Assembly(family, HookCaller(made[name] for name in order))
@@ -113,8 +115,10 @@ def run(config: Config, resume: str, progress: Progress) -> Path:
             this.emit("end", complete=False, reason=this.stop_reason)
             progress.result(f"stopped ({this.stop_reason}) at step {this.step}; the same command goes on from there")
         except BaseException as error:
-            with suppress(OSError):  # a full disk must not hide what went wrong
+            with suppress(RunFailed):  # a full disk must not hide what went wrong
                 this.emit("error", type=type(error).__name__, message=str(error))
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                raise RunFailed(f"cannot write {error.filename or 'to the disk'}: {error.strerror}; {WAY_ON}") from error
             raise
         finally:
             directory.close()

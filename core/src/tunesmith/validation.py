@@ -127,6 +127,8 @@ def _provenance(run: Run, request: SampleRequest) -> dict[str, Any]:
         "name": request.name,
         "run": run.directory.name,
         "step": run.step,
+        "precision": run.config.run.precision,
+        "weights_kept_in": run.config.run.weights,
         "config": run.config.data,
         "tunesmith": version("tunesmith"),
     }

@@ -190,7 +190,8 @@ def test_validation_sizes_and_schedulers_that_cannot_be_sampled_with_are_problem
     twin: Path, make_run: Callable[..., Run]
 ) -> None:
     def problems(**validation: Any) -> dict[tuple[str | int, ...], str]:
-        return dict(plugin(twin).check(make_run(**validation).config))
+        sana = plugin(twin)
+        return dict(sana.check(make_run(**validation).config, sana.family()))
 
     assert problems(resolutions=("64x64", "96x32"), scheduler="UniPCMultistepScheduler") == {}
     found = problems(resolutions=("64x64", "72x64"), scheduler="UniPCMultiStepScheduler")

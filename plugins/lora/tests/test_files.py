@@ -117,11 +117,18 @@ def test_a_file_that_does_not_fit_is_told(tmp_path: Path, make: Callable[..., Tr
 def test_a_file_that_cannot_be_started_from_is_a_problem_of_the_config(tmp_path: Path, make: Callable[..., Trained]) -> None:
     trained = make(rank=4, alpha=8)
     file, config = trained.save(tmp_path), trained.run.config
-    assert list(Lora("lora", LoraSettings(rank=4, init_from=file)).check(config)) == []
+    assert list(Lora("lora", LoraSettings(rank=4, init_from=file)).check(config, trained.run.family)) == []
     for settings in (LoraSettings(rank=8, init_from=file), LoraSettings(rank=4, init_from=tmp_path / "none")):
-        ((key, sentence),) = Lora("lora", settings).check(config)
+        ((key, sentence),) = Lora("lora", settings).check(config, trained.run.family)
         assert key == ("plugins", "lora", "init_from")
         assert "`rank = 4`" in sentence or "no such file" in sentence
+
+
+def test_targets_that_the_model_lacks_are_a_problem_of_the_config(make: Callable[..., Trained]) -> None:
+    run = make(rank=4).run
+    ((key, sentence),) = Lora("lora", LoraSettings(rank=4, targets=("to_z",))).check(run.config, run.family)
+    assert key == ("plugins", "lora", "targets")
+    assert "'to_z' matches no Linear" in sentence
 
 
 def test_a_file_from_a_model_of_another_size_is_told(tmp_path: Path, make: Callable[..., Trained]) -> None:

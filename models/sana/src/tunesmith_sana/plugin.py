@@ -10,7 +10,7 @@ from diffusers import AutoencoderDC, SanaTransformer2DModel
 from torch import nn
 from transformers import AutoTokenizer, Gemma2Model
 
-from tunesmith import Batch, Config, FamilyPlugin, Field, InputError, Model, Part, Run, hookimpl
+from tunesmith import Batch, Config, Family, FamilyPlugin, Field, InputError, Model, Part, Run, hookimpl
 
 from .attention import keep_full_precision
 from .facts import read_facts
@@ -38,7 +38,7 @@ class Sana(FamilyPlugin[SanaSettings]):
             self._family = SanaFamily(read_facts(self.settings))
         return self._family
 
-    def check(self, config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    def check(self, config: Config, family: Family) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Sizes and schedulers of `[validation]` that `SanaPipeline` cannot sample with."""
         for number, size in enumerate(config.validation.resolutions):
             width, height = map(int, size.split("x"))

@@ -36,5 +36,5 @@ def make_scheduler(config: Mapping[str, Any], name: str | None) -> SchedulerMixi
 
 
 def plain_config(scheduler: SchedulerMixin) -> dict[str, Any]:
-    """A scheduler's configuration for a recipe: what JSON has no number for is spelt out."""
-    return {key: str(value) if isinstance(value, float) and not math.isfinite(value) else value for key, value in scheduler.config.items()}
+    """A scheduler's configuration for a recipe, without infinities: JSON has no word for them, and they are defaults of the class."""
+    return {key: value for key, value in scheduler.config.items() if not (isinstance(value, float) and not math.isfinite(value))}

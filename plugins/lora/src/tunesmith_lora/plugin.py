@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from tunesmith import Config, InputError, InputPath, Model, Part, Plugin, Run, Settings, Stage, Wrapper, hookimpl
+from tunesmith import Config, Family, InputError, InputPath, Model, Part, Plugin, Run, Settings, Stage, Wrapper, hookimpl
 
 from .files import LoraFile, read_lora, write_lora
 from .targets import is_pattern, target_modules
@@ -57,12 +57,16 @@ class Lora(Plugin[LoraSettings]):
 
     stage = Stage.ADAPT
 
-    def check(self, config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """A file to start from that cannot be read, or was trained at another scale."""
+    def check(self, config: Config, family: Family) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """A file to start from that cannot be read or was trained at another scale, and targets that the model lacks."""
         try:
             self._file()
         except InputError as error:
             yield ("plugins", self.name, "init_from"), str(error)
+        try:
+            target_modules(family.on_meta(), self.settings.targets or family.adapter_targets, self.settings.rank)
+        except InputError as error:
+            yield ("plugins", self.name, "targets"), str(error)
 
     @hookimpl(wrapper=True)
     def load_model(self, run: Run, part: Part) -> Wrapper[Model]:
