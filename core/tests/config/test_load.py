@@ -317,3 +317,13 @@ def test_two_readings_share_nothing(toy, write):
 
 def test_installation_is_where_the_test_says(installation: Installation):
     assert installation.imported() == set()
+
+
+def test_rules_over_several_settings_are_told_beside_unknown_names(toy, write):
+    found = told(write(GOOD.replace("steps = 10", "steps = 10\nepochs = 1\nseeed = 1")))
+    assert any("unknown setting 'seeed'" in line for line in found)
+    assert any("steps or epochs, not both" in line for line in found)
+
+
+def test_a_misspelt_setting_is_one_mistake_not_two(toy, write):
+    assert "did you mean 'steps'" in the_one(write(GOOD.replace("steps", "stepz")))

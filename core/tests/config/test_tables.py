@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from tunesmith.config.tables import CheckpointsTable, FileStem, OptimizerTable, ValidationTable, as_stem
+from tunesmith.config.tables import CheckpointsTable, DatasetTable, FileStem, OptimizerTable, ValidationTable, as_stem
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,17 @@ def test_sizes_are_written_one_way(size):
     assert ValidationTable.model_validate({"resolutions": ["512x768"]}).resolutions == ("512x768",)
     with pytest.raises(ValidationError, match="WIDTHxHEIGHT"):
         ValidationTable.model_validate({"resolutions": [size]})
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"resolution": 0.5}, 'should be 8 to 20000 pixels; megapixels need resolution_type = "area"'),
+        ({"resolution": 1e9}, "should be 8 to 20000 pixels"),
+        ({"resolution": 1024, "resolution_type": "area"}, "should be 0.001 to 400 megapixels"),
+    ],
+)
+def test_a_resolution_in_the_wrong_unit_is_told(settings, complaint):
+    with pytest.raises(ValidationError, match=re.escape(complaint)):
+        DatasetTable.model_validate({"path": "somewhere", **settings})
+    assert DatasetTable.model_validate({"path": "somewhere", "resolution": 0.5, "resolution_type": "area"}).resolution == 0.5

@@ -52,7 +52,7 @@ def validate(kind: type[M], data: Mapping[str, Any], base: Path) -> tuple[M | No
     try:
         settings = kind.model_validate(dict(data), context={"base": base})
     except ValidationError as error:
-        return None, list(_faults(error, kind, data))
+        return None, [*_faults(error, kind, data), *_rules_broken(error, kind, data, base)]
     faults = [(key, f"{_path(key)} = {shown(flag)}: should be a number") for key, flag in _flags_as_numbers(data, settings, ())]
     return (None, faults) if faults else (settings, [])
 
@@ -73,6 +73,26 @@ def _flags_as_numbers(raw: Any, value: Any, key: Key) -> Iterator[tuple[Key, boo
     elif isinstance(raw, list) and isinstance(value, list | tuple) and len(raw) == len(value):
         for number, pair in enumerate(zip(raw, value, strict=True)):
             yield from _flags_as_numbers(*pair, (*key, number))
+
+
+def _rules_broken(error: ValidationError, kind: type[Settings], data: Mapping[str, Any], base: Path) -> Iterator[Fault]:
+    """Rules over several settings, which pydantic looks at only where each setting is right by itself.
+
+    Where all that is wrong are unknown names, each is read as the nearest known one, and the rules are looked at again.
+    """
+    details = error.errors(include_url=False)
+    if any(detail["type"] != "extra_forbidden" or len(detail["loc"]) > 1 for detail in details):
+        return
+    strange = {str(detail["loc"][0]) for detail in details}
+    meant = {name: value for name, value in data.items() if name not in strange}
+    for name in sorted(strange):
+        near = nearest(name, kind.model_fields)
+        if near is not None:
+            meant.setdefault(near, data[name])
+    try:
+        kind.model_validate(meant, context={"base": base})
+    except ValidationError as again:
+        yield from (fault for fault in _faults(again, kind, meant) if not fault[0])
 
 
 def _faults(error: ValidationError, kind: type[Settings], data: Mapping[str, Any]) -> Iterator[Fault]:

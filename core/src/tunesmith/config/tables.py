@@ -202,6 +202,14 @@ class DatasetTable(Settings):
     """Repeat samples of a bucket that is smaller than a batch until it fills one."""
 
     @model_validator(mode="after")
+    def _sensible_resolution(self) -> DatasetTable:
+        smallest, largest, unit = (0.001, 400.0, "megapixels") if self.resolution_type == "area" else (8, 20_000, "pixels")
+        if self.resolution is not None and not smallest <= self.resolution <= largest:
+            other = "" if self.resolution_type == "area" or self.resolution >= smallest else '; megapixels need resolution_type = "area"'
+            raise ValueError(f"resolution = {self.resolution:g} should be {smallest:g} to {largest:g} {unit}{other}")
+        return self
+
+    @model_validator(mode="after")
     def _instance(self) -> DatasetTable:
         if (self.captions == "instance") != (self.instance_prompt is not None):
             raise ValueError('`captions = "instance"` and `instance_prompt` go together')
