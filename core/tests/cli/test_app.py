@@ -75,7 +75,7 @@ def test_a_mistake_of_the_user_is_exit_code_2_and_a_message_alone(tune, config, 
 
 
 def test_ten_mistakes_are_ten_lines_on_stderr(tune, config, session):
-    Path(config).write_text("[run]\n" + "".join(f"mistake_{'long_' * 40}{number} = 1\n" for number in range(7)))
+    Path(config).write_text("[run]\nsteps = 1\n" + "".join(f"mistake_{'long_' * 40}{number} = 1\n" for number in range(7)))
     code, _, err = tune("run", config, "--set", "noise.shift=[]")
     assert code == 2
     assert len(err.splitlines()) == 10  # 7 settings, no model, no datasets, and the override
