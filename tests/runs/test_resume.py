@@ -254,3 +254,36 @@ def test_a_folder_that_is_no_checkpoint_is_told_for_what_it_is(train):
         manifest.write_text(content)
         with pytest.raises(InputError, match="it has no readable manifest"):
             train("wrong", LORA, resume=str(manifest.parent))
+
+
+def test_a_second_interrupt_stops_at_once_and_leaves_nothing_torn(train, monkeypatch):
+    straight = train("straight", LORA + EVERY_TWO)
+    from tunesmith.trainer import Trainer
+
+    one_step = Trainer.one_step
+
+    def interrupted(self, batches):
+        if self.run.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        one_step(self, batches)
+
+    monkeypatch.setattr(Trainer, "one_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train("twice", LORA + EVERY_TWO)
+    monkeypatch.setattr(Trainer, "one_step", one_step)
+    assert_same_run(straight, train("twice", LORA + EVERY_TWO), 6)
+
+
+def test_only_the_newest_checkpoints_are_kept_and_only_after_a_success(train, monkeypatch):
+    kept = train("kept", LORA + "[checkpoints]\nevery = 1\nkeep = 2\n")
+    assert sorted(folder.name for folder in (kept.path / "checkpoints").iterdir()) == ["step-000005", "step-000006"]
+
+    def refuses(state, path):
+        raise RuntimeError("file write failed")
+
+    monkeypatch.setattr(torch, "save", refuses)
+    with pytest.raises(RunFailed, match="cannot write"):
+        train("kept", LORA + "[checkpoints]\nevery = 1\nkeep = 2\n", "run.steps=8")
+    whole = [folder.name for folder in (kept.path / "checkpoints").glob("step-*")]
+    assert sorted(whole) == ["step-000005", "step-000006"]
