@@ -1,6 +1,6 @@
 # make quickstart   install what a run needs, train the example, end with a picture and a number
 # make test         the whole test suite
-# make check        style, types and architecture
+# make check        style, types, architecture, and the documentation as a site
 # make venv         the development environment alone
 # make pretrain     make the quickstart's checkpoint again, from nothing (about an hour)
 # make clean        remove the environment, the tools' caches and the quickstart's runs
@@ -33,6 +33,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/architecture
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 venv: $(VENV)/.dev
 
@@ -40,7 +41,7 @@ pretrain: $(VENV)/.run
 	PATH="$(abspath $(BIN)):$$PATH" examples/quickstart/pretrain/make.sh
 
 clean:
-	rm -rf $(VENV) runs/quickstart* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs/quickstart* .mypy_cache .pytest_cache .ruff_cache .hypothesis .site
 
 # torch comes first and alone: its pin then decides which build the rest is resolved against.
 $(VENV)/.run: requirements/run.txt $(PROJECTS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.house import files, shown
 
-FENCE = re.compile(r"(?ms)^```(\w+)(?: title=(\S+))?\n(.*?)^```$")
+FENCE = re.compile(r'(?ms)^```(\w+)(?: title="(\S+)")?\n(.*?)^```$')
 
 
 @dataclass(frozen=True)

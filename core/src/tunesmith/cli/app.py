@@ -145,3 +145,21 @@ def schema(
         output.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {output}: {error.strerror}") from error
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Try what a run needs - python, torch, libraries, plugins, disk, Hub - and say what to do about what is broken."""
+    from dataclasses import asdict
+
+    from ..doctor import examine
+
+    checks = []
+    for check in examine():
+        checks.append(check)
+        if not as_json:
+            print(check, flush=True)
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks], indent=2))
+    if any(check.state == "broken" for check in checks):
+        raise typer.Exit(1)
