@@ -1,6 +1,7 @@
 # make quickstart   install what a run needs, train the example, end with a picture and a number
 # make test         the whole test suite
 # make check        style, types, architecture, and the documentation as a site
+# make bench        measure what a run costs beyond its computation, into docs/measured.md
 # make venv         the development environment alone
 # make pretrain     make the quickstart's checkpoint again, from nothing (about an hour)
 # make clean        remove the environment, the tools' caches and the quickstart's runs
@@ -19,7 +20,7 @@ PACKAGES := core $(sort $(patsubst %/pyproject.toml,%,$(wildcard models/*/pyproj
 PROJECTS := $(PACKAGES:%=%/pyproject.toml)
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_OPTIONS)
 
-.PHONY: quickstart test check venv pretrain clean
+.PHONY: quickstart test check bench venv pretrain clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/tune run examples/quickstart/config.toml $(RUN_OPTIONS)
@@ -34,6 +35,9 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/architecture
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/.run
+	$(BIN)/python bench/overhead.py --write docs/measured.md
 
 venv: $(VENV)/.dev
 

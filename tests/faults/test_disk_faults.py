@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs.conftest import LORA, Result, Runner, config_text, pictures, train, twin  # noqa: F401  fixtures
+from tests.runs.conftest import LORA, Result, config_text
 
 SETTINGS = ("run.steps=6", "validation.at_start=false", "validation.at_end=false")
 EVERY_TWO = "[checkpoints]\nevery = 2\n"
@@ -40,7 +40,7 @@ def tune(config: Path, *overrides: str, limit: int | None = None) -> subprocess.
     return subprocess.run(command, cwd=config.parent, env=environment, capture_output=True, text=True, preexec_fn=limited, check=False)
 
 
-def a_config(tmp_path: Path, twin: Path, pictures: Path, name: str) -> Path:  # noqa: F811
+def a_config(tmp_path: Path, twin: Path, pictures: Path, name: str) -> Path:
     config = tmp_path / f"{name}.toml"
     config.write_text(config_text(twin, pictures, EVERY_TWO))
     return config
@@ -54,7 +54,7 @@ def assert_told(done: subprocess.CompletedProcess[str], reason: str) -> None:
     assert "start the same command again" in told
 
 
-def test_a_full_disk_keeps_the_checkpoint_before(small_disk, tmp_path, twin, pictures, train):  # noqa: F811
+def test_a_full_disk_keeps_the_checkpoint_before(small_disk, tmp_path, twin, pictures, train):
     straight = train("straight", EVERY_TWO, *SETTINGS)
     config = a_config(tmp_path, twin, pictures, "full")
     output = f"run.output='{small_disk}'"
@@ -70,7 +70,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(small_disk, tmp_path, twin, pic
     assert Result(small_disk / "full").losses == straight.losses
 
 
-def test_a_limit_on_file_sizes_keeps_the_checkpoint_before(tmp_path, twin, pictures):  # noqa: F811
+def test_a_limit_on_file_sizes_keeps_the_checkpoint_before(tmp_path, twin, pictures):
     config = a_config(tmp_path, twin, pictures, "limited")
     assert tune(config, *SETTINGS, "run.steps=2").returncode == 0
     assert_told(tune(config, *SETTINGS, limit=300_000), "File too large")
@@ -81,7 +81,7 @@ def test_a_limit_on_file_sizes_keeps_the_checkpoint_before(tmp_path, twin, pictu
     assert (checkpoints / "step-000006").is_dir()
 
 
-def test_a_disk_that_turns_read_only_is_told(small_disk, tmp_path, twin, pictures):  # noqa: F811
+def test_a_disk_that_turns_read_only_is_told(small_disk, tmp_path, twin, pictures):
     config = a_config(tmp_path, twin, pictures, "frozen")
     output = f"run.output='{small_disk}'"
     assert tune(config, *SETTINGS, output, "run.steps=2").returncode == 0
@@ -94,7 +94,7 @@ def test_a_disk_that_turns_read_only_is_told(small_disk, tmp_path, twin, picture
     assert tune(config, *SETTINGS, output).returncode == 0
 
 
-def test_a_folder_that_vanishes_while_training_is_told_and_not_made_anew(train, monkeypatch):  # noqa: F811
+def test_a_folder_that_vanishes_while_training_is_told_and_not_made_anew(train, monkeypatch):
     from tunesmith import RunFailed
     from tunesmith.trainer import Trainer
 

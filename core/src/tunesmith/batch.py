@@ -86,6 +86,8 @@ class Ragged:
         """
         length = length or max(value.shape[0] for value in self.values)
         first = self.values[0]
+        if all(value.shape[0] == length for value in self.values):
+            return torch.stack(self.values), torch.ones((len(self.values), length), dtype=torch.bool, device=first.device)
         out = first.new_zeros((len(self.values), length, *first.shape[1:]))
         mask = torch.zeros((len(self.values), length), dtype=torch.bool, device=first.device)
         for row, value in enumerate(self.values):

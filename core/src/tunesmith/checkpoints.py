@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from shutil import rmtree
@@ -14,8 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .discovery import described
 from .errors import InputError, RunFailed
-from .plugin import Stage
+from .hooks import blamed_on
+from .plugin import Plugin, Stage
 from .run import Run
 from .rundir import RunDirectory, staged, write_atomically
 
@@ -26,6 +29,8 @@ MANIFEST = "manifest.json"
 TRAINING = "training"
 STATE = "state.pt"
 WEIGHTS = "weights.safetensors"
+_KEPT = (type(None), bool, int, float, complex, str, bytes, Tensor, nn.Parameter, torch.Size, torch.dtype)
+"""What the state of a plugin may hold, besides dicts, lists and tuples."""
 
 
 def save(run: Run) -> Path:
@@ -182,7 +187,8 @@ def load(run: Run, folder: Path, data: str) -> list[str]:
         run.engine.scaler.load_state_dict(state["scaler"])
     run.step, run.loss_average = state["step"], state["loss_average"]
     for plugin in run.plugins:
-        plugin.load_state_dict(state["plugins"].get(plugin.name, {}))
+        with blamed_on(plugin.name, "load_state_dict"):
+            plugin.load_state_dict(state["plugins"].get(plugin.name, {}))
     if state["data"] != data:
         return [f"the data changed since {folder.name}: from here on samples come in another order than they would have"]
     return []
@@ -235,8 +241,32 @@ def _state(run: Run) -> dict[str, Any]:
         "data": run.data_identity,
         "optimizer": run.engine.optimizer.state_dict(),
         "scaler": None if run.engine.scaler is None else run.engine.scaler.state_dict(),
-        "plugins": {plugin.name: state for plugin in run.plugins if (state := plugin.state_dict())},
+        "plugins": {plugin.name: state for plugin in run.plugins if (state := _plugin_state(plugin))},
     }
+
+
+def _plugin_state(plugin: Plugin[Any]) -> dict[str, Any]:
+    """What a plugin wants kept; RunFailed if a checkpoint could not be read with it, while nothing is lost yet."""
+    with blamed_on(plugin.name, "state_dict"):
+        state = plugin.state_dict()
+    odd = next(_unfit(state, "state_dict()"), None)
+    if odd is not None or not isinstance(state, dict):
+        found = odd or f"state_dict() is a {type(state).__name__}"
+        raise RunFailed(f"{described(plugin.name)} cannot be saved: {found}; a checkpoint keeps a dict of tensors and plain values")
+    return state
+
+
+def _unfit(value: Any, where: str) -> Iterator[str]:
+    """What in a state `torch.load` with `weights_only` would refuse."""
+    if type(value) in (dict, OrderedDict):
+        for key, part in value.items():
+            yield from _unfit(key, f"a key of {where}")
+            yield from _unfit(part, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for number, part in enumerate(value):
+            yield from _unfit(part, f"{where}[{number}]")
+    elif type(value) not in _KEPT:
+        yield f"{where} is a {type(value).__name__}"
 
 
 def _save_state(state: Mapping[str, Any], path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from .hooks import PROVIDED
@@ -37,8 +37,13 @@ def complaints(plugin: Any) -> list[str]:
     elif not issubclass(plugin.settings_type, Settings):
         found.append(f"{name}'s settings {plugin.settings_type.__name__} are no subclass of tunesmith.Settings")
     for relation in ("outside", "inside", "requires"):
-        if isinstance(getattr(plugin, relation), str):
+        names = getattr(plugin, relation)
+        if isinstance(names, str):
             found.append(f"{name}.{relation} is text; write a tuple of names, with a comma behind a single one")
+        elif not (isinstance(names, Collection) and all(isinstance(other, str) for other in names)):
+            found.append(f"{name}.{relation} is {names!r}; write a tuple of names")
+    if not (isinstance(plugin.conflicts, Mapping) and all(isinstance(part, str) for pair in plugin.conflicts.items() for part in pair)):
+        found.append(f"{name}.conflicts is {plugin.conflicts!r}; write a dict of names, each with the reason")
     if not isinstance(getattr(plugin, "stage", None), Stage):
         found.append(f"{name} has no stage: give it one of {', '.join(stage.name for stage in Stage)}")
     if not plugin.__doc__:

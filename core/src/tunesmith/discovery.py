@@ -6,6 +6,8 @@ import re
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from email import message_from_string
+from email.message import Message
 from importlib import metadata
 from typing import Any
 
@@ -53,11 +55,24 @@ def load_class(name: str, plugins: Mapping[str, list[InstalledPlugin]] | None = 
     claim = f"plugin {name!r} ({plugin.origin}) is installed but"
     try:
         loaded = metadata.EntryPoint(name, plugin.entry_point, GROUP).load()
-    except Exception as error:  # whatever a stranger's module raises; the user is told what and where
-        raise InputError(f"{claim} cannot be imported: {_cause(error)}") from error
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises; the user is told what and where
+        raise InputError(f"{claim} cannot be imported: {cause(error)}") from error
     if not (isinstance(loaded, type) and issubclass(loaded, Plugin)):
         raise InputError(f"{claim} cannot be used: {'; '.join(complaints(loaded))}")
     return loaded
+
+
+def described(name: str) -> str:
+    """A plugin as errors name it: with its distribution, where exactly one is known to bring it."""
+    candidates = installed().get(name, [])
+    return f"plugin {name!r} ({candidates[0].origin})" if len(candidates) == 1 else f"plugin {name!r}"
+
+
+def cause(error: BaseException) -> str:
+    """The error and the line that raised it, in one line."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if len(frames) > 1 else ""
+    return " ".join(f"{type(error).__name__}: {error}{where}".split())
 
 
 def catalogue() -> dict[str, str]:
@@ -72,10 +87,10 @@ def catalogue() -> dict[str, str]:
 def _announced() -> Iterator[InstalledPlugin]:
     seen: set[str] = set()
     for distribution in metadata.distributions():
-        entries = _entries(distribution.read_text("entry_points.txt") or "")
+        entries = _entries(_text(distribution, "entry_points.txt"))
         if not entries:
             continue
-        about = distribution.metadata
+        about = message_from_string(_text(distribution, "METADATA"))
         project = _fact(about, "Name")
         if _canonical(project) in seen:  # a copy further down the path, which Python would not import
             continue
@@ -84,8 +99,16 @@ def _announced() -> Iterator[InstalledPlugin]:
             yield InstalledPlugin(name, project, _fact(about, "Version"), _fact(about, "Summary", ""), value)
 
 
-def _fact(about: metadata.PackageMetadata, key: str, absent: str = "unknown") -> str:
-    return about[key] if key in about else absent  # noqa: SIM401 - metadata promises no `get`
+def _text(distribution: metadata.Distribution, name: str) -> str:
+    """A file of a distribution's metadata, empty where there is none or it is no text: what is a stranger's does no harm."""
+    try:
+        return distribution.read_text(name) or ""
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _fact(about: Message, key: str, absent: str = "unknown") -> str:
+    return str(about.get(key, absent))
 
 
 def _entries(text: str) -> dict[str, str]:
@@ -112,13 +135,6 @@ def _not_installed(name: str, plugins: Mapping[str, Any]) -> str:
         return f"{message}; installed: {there}"
     install = "" if near in plugins else f" try: pip install '{DISTRIBUTION}[{official[near]}]'"
     return f"{message}; did you mean {near!r}?{install}"
-
-
-def _cause(error: BaseException) -> str:
-    """The error and the line that raised it, in one line."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if len(frames) > 1 else ""
-    return " ".join(f"{type(error).__name__}: {error}{where}".split())
 
 
 def _canonical(project: str) -> str:

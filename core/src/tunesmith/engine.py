@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -95,6 +95,8 @@ class Engine:
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of the run; entered once per step, for its cache of cast weights lasts as long as the context."""
+        if self.accelerator.mixed_precision == "no":
+            return nullcontext()
         context: AbstractContextManager[None] = self.accelerator.autocast()
         return context
 
@@ -106,16 +108,15 @@ class Engine:
         return prepared
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss."""
-        self.accelerator.backward(loss)
+        """Add the gradients of a loss, scaled up where fp16 needs it."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def clip(self, table: OptimizerTable) -> Tensor:
         """Clip the gradients as `[optimizer]` says; returns their norm before clipping."""
-        norm: Tensor
+        if self.scaler is not None:
+            self.accelerator.unscale_gradients()
         if table.clip_norm is not None:
-            norm = self.accelerator.clip_grad_norm_(self._parameters, table.clip_norm)
-            return norm
-        self.accelerator.unscale_gradients()
+            return nn.utils.clip_grad_norm_(self._parameters, table.clip_norm)
         norm = nn.utils.get_total_norm([parameter.grad for parameter in self._parameters if parameter.grad is not None])
         if table.clip_value is not None:
             nn.utils.clip_grad_value_(self._parameters, table.clip_value)

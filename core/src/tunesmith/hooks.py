@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
 
@@ -56,9 +57,25 @@ def hookimpl(function: C | None = None, *, wrapper: bool = False) -> C | Callabl
 
 def _attribute(error: BaseException, plugin: Plugin[Any], hook: str) -> None:
     """Note on an error which plugin's hook raised it; the innermost one counts."""
+    _note(error, plugin.name, hook)
+
+
+def _note(error: BaseException, name: str, what: str) -> None:
+    from .discovery import described  # which needs this module
+
     if not hasattr(error, _ATTRIBUTED):
-        error.add_note(f"in {hook} of plugin {plugin.name!r}")
-        setattr(error, _ATTRIBUTED, plugin.name)
+        error.add_note(f"in {what} of {described(name)}")
+        setattr(error, _ATTRIBUTED, name)
+
+
+@contextmanager
+def blamed_on(name: str, what: str) -> Iterator[None]:
+    """Note on an error that it came out of this part of this plugin, which is not a hook."""
+    try:
+        yield
+    except Exception as error:
+        _note(error, name, what)
+        raise
 
 
 def _result_type(hook: str) -> type:
@@ -185,7 +202,7 @@ class HookCaller:
                 continue
             try:
                 implementation.function(*({"run": run, "event": event}[key] for key in implementation.argnames))
-            except Exception as error:  # an observer never stops a run
+            except (Exception, SystemExit) as error:  # an observer never stops a run
                 self._log_failures[name] = failures + 1
                 muted = "; muted from now on" if failures + 1 == LOG_FAILURES else ""
                 warnings.warn(f"plugin {name!r} could not log {event.kind!r}: {error}{muted}", stacklevel=2)

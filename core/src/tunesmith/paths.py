@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -17,9 +18,15 @@ def _resolve_path(value: Path, info: ValidationInfo | None) -> Path:
     if "\0" in str(value):
         raise ValueError("a path cannot hold a NUL character")
     try:
-        return _base(info) / value.expanduser()
+        path = _base(info) / value.expanduser()
     except RuntimeError:
         raise ValueError("there is no such user, whose home this would be") from None
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError("the path, or a name in it, is too long for this system") from None
+    return path
 
 
 def _resolve_source(value: str, info: ValidationInfo) -> str:

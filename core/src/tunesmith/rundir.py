@@ -21,7 +21,8 @@ from .errors import InputError, RunFailed
 from .events import Event
 
 WAY_ON = (
-    "earlier checkpoints are whole: make room or mend the folder, then start the same command again, and it goes on from the newest one"
+    "earlier checkpoints were not touched: make room or mend the folder, then start the same command again, "
+    "and it goes on from the newest one"
 )
 LIBRARIES = ("tunesmith", "torch", "diffusers", "transformers", "accelerate", "pluggy", "pydantic", "safetensors")
 

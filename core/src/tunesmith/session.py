@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,7 +25,7 @@ from .data.order import Order
 from .engine import Engine, make_optimizer
 from .errors import InputError, RunFailed, Stopped
 from .family import Family, FamilyPlugin
-from .hooks import HookCaller
+from .hooks import HookCaller, blamed_on
 from .hookspecs import Hooks
 from .model import Trainable
 from .ordering import ordered
@@ -50,22 +50,26 @@ class Assembly:
 
 def assemble(config: Config) -> Assembly:
     """Make the plugins of a run in their order; ConfigErrors with what the family refuses and what plugins cannot work with."""
-    made: dict[str, Plugin[Any]] = {config.family: config.classes[config.family](config.family, config.model)}
-    for name, settings in config.plugins.items():
-        made[name] = config.classes[name](name, settings)
+    made: dict[str, Plugin[Any]] = {}
+    for name, settings in {config.family: config.model, **config.plugins}.items():
+        with blamed_on(name, "__init__"):
+            made[name] = config.classes[name](name, settings)
     objective = any(implementations(plugin).get("compute_loss") is False for plugin in config.classes.values())
     core = Core if objective else CoreWithObjective
     made[CORE] = core(CORE, CoreSettings())
     order = ordered({name: type(plugin) for name, plugin in made.items()})
     provider = made[config.family]
     assert isinstance(provider, FamilyPlugin)
-    family = provider.family()
+    with blamed_on(config.family, "family"):
+        family = provider.family()
     problems = [
         config.problem(("plugins", name) if name in config.plugins else (name,), f"{family.name} refuses {name}: {reason}")
         for name, reason in family.refuses.items()
         if name in config.plugins or name in config.data
     ]
-    problems += [config.problem(key, sentence) for plugin in made.values() for key, sentence in plugin.check(config, family)]
+    for name, plugin in made.items():
+        with blamed_on(name, "check"):
+            problems += [config.problem(key, sentence) for key, sentence in plugin.check(config, family)]
     if problems:
         raise ConfigErrors(problems)
     return Assembly(family, HookCaller(made[name] for name in order))
@@ -105,8 +109,11 @@ def run(config: Config, resume: str, progress: Progress) -> Path:
     datasets = look_at_data(config, cast.family)
     checkpoint = _checkpoint(directory, resume, config, progress)
     directory.create()
-    directory.describe(config.text, manifest(config.classes, config.overrides, config.text))
-    with FileHashes(config.run.cache_dir / "files.sqlite") as file_hashes, _open_cache(config, progress) as cache:
+    with ExitStack() as stack:
+        stack.callback(directory.close)
+        file_hashes = stack.enter_context(FileHashes(config.run.cache_dir / "files.sqlite"))
+        cache = stack.enter_context(_open_cache(config, progress))
+        directory.describe(config.text, manifest(config.classes, config.overrides, config.text))
         this = Run(config, cast.family, cast.hooks, engine, directory, file_hashes, progress)
         try:
             with _stop_on_signals(this, progress):
@@ -120,8 +127,6 @@ def run(config: Config, resume: str, progress: Progress) -> Path:
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise RunFailed(f"cannot write {error.filename or 'to the disk'}: {error.strerror}; {WAY_ON}") from error
             raise
-        finally:
-            directory.close()
     return directory.path
 
 
@@ -169,7 +174,9 @@ def _fields(run: Run) -> list[Field]:
     writers: dict[str, str] = {}
     fields: list[Field] = []
     for plugin in run.plugins:
-        for field in plugin.fields(run):
+        with blamed_on(plugin.name, "fields"):
+            own = list(plugin.fields(run))
+        for field in own:
             if field.key in writers:
                 raise RunFailed(f"plugins {writers[field.key]!r} and {plugin.name!r} both write the field {field.key!r}; use one of them")
             writers[field.key] = plugin.name

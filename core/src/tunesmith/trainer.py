@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from .batch import Batch, Source
 from .checkpoints import save
-from .data.loader import Loader
+from .data.loader import Ahead, Loader
 from .errors import RunFailed
 from .noise import SigmaSampler
 from .objective import mix
-from .randomness import position_seed
+from .randomness import position_seed, seed_global
 from .run import Run
 from .schedules import learning_rate_factor
 from .step import Step
@@ -46,7 +46,7 @@ class Trainer:
                 self.one_step(batches)
                 self.milestones()
 
-    def one_step(self, batches: Iterator[Batch]) -> None:
+    def one_step(self, batches: Ahead) -> None:
         """One optimizer step: accumulate, check, update, tell."""
         run = self.run
         losses: list[Tensor] = []
@@ -54,12 +54,13 @@ class Trainer:
         told: defaultdict[str, list[Tensor | float]] = defaultdict(list)
         for micro in range(self.accumulation):
             step = self.prepare(next(batches), micro)
-            torch.manual_seed(position_seed(run.config.run.seed, "forward", step.position))
+            seed_global(position_seed(run.config.run.seed, "forward", step.position), run.device)
             with run.computing(step):
                 with run.autocast():
                     loss = run.hooks.compute_loss(run, step)
                     total = loss.total
-                run.engine.backward(total / self.accumulation)
+                batches.read_on()  # while the gradient is computed without Python
+                run.engine.backward(total if self.accumulation == 1 else total / self.accumulation)
             losses.append(total.detach())
             for name, value in (*step.metrics.items(), *((f"loss_{name}", term.detach()) for name, term in loss.terms.items())):
                 told[name].append(value)

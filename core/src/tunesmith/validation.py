@@ -14,6 +14,7 @@ import torch
 
 from .batch import Caption, FieldValue
 from .errors import RunFailed
+from .hooks import blamed_on
 from .media import Media, MediaWriter, Report, SampleRequest, write_image
 from .plugin import Part
 from .run import Run
@@ -112,7 +113,8 @@ def media_writers(run: Run) -> Mapping[str, MediaWriter]:
     """Writers by kind of media: the core's for images, and those that plugins bring."""
     writers: dict[str, MediaWriter] = {"image": write_image}
     for plugin in run.plugins:
-        writers.update(plugin.media_writers())
+        with blamed_on(plugin.name, "media_writers"):
+            writers.update(plugin.media_writers())
     return writers
 
 

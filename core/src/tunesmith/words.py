@@ -15,6 +15,11 @@ def bare(part: str | int) -> str:
     return text if text and all(letter.isascii() and (letter.isalnum() or letter in "_-") for letter in text) else repr(text)
 
 
+def printable(text: str) -> str:
+    """A text on one line of a terminal or a log: what would break it, or act on it, is written as an escape."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 def shown(value: Any) -> str:
     """A value from a config, on one line and cut where it is long."""
     if isinstance(value, bool):

@@ -40,9 +40,9 @@ def test_a_missing_empty_or_undecodable_text_file_says_so(tmp_path, content, rea
 
 
 def test_samples_are_found_below_the_folder_in_the_order_of_their_names(tmp_path):
-    for name in ("b.png", "a/z.JPG", "a/b.webp", "c.jpeg", "notes.gif", ".hidden.png", ".git/x.png"):
-        if name.endswith("gif"):
-            (tmp_path / name).write_bytes(b"GIF89a")
+    for name in ("b.png", "a/z.JPG", "a/b.webp", "c.jpeg", "notes.md", ".hidden.png", ".git/x.png"):
+        if name.endswith("md"):
+            (tmp_path / name).write_bytes(b"# notes")
         else:
             picture(tmp_path / name)
     dataset = surveyed(tmp_path)

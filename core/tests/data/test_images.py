@@ -155,7 +155,7 @@ def test_a_decompression_bomb_is_refused_unread(tmp_path, monkeypatch):
 
 def test_a_missing_file_and_a_folder_are_unreadable(tmp_path):
     for path in (tmp_path / "gone.png", tmp_path):
-        with pytest.raises(Unreadable, match="cannot be decoded"):
+        with pytest.raises(Unreadable, match=r"cannot be read|not a file"):
             probe(path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contract import CORE, complaints, provider_complaints
-from ..discovery import InstalledPlugin, load_class
+from ..discovery import InstalledPlugin, cause, load_class
 from ..errors import InputError
 from ..ordering import ordered
 from ..plugin import Plugin, Settings
@@ -120,7 +120,12 @@ class _Casting:
     def _admit(self, name: str, plugin: type[Plugin[Any]], table: Mapping[str, Any]) -> None:
         """Take a sound plugin in and read its settings."""
         self.cast.classes[name] = plugin
-        settings, faults = validate(plugin.settings_type, table, self.base)
+        try:
+            settings, faults = validate(plugin.settings_type, table, self.base)
+        except Exception as error:  # pydantic passes on all but ValueError from what a stranger's settings check
+            origin = self.known[name][0].origin
+            self.findings.add(self.keys[name], f"plugin {name!r} ({origin}) cannot check its settings: {cause(error)}")
+            return
         for key, message in faults:
             self.findings.add((*self.keys[name], *key), message)
         if settings is not None:

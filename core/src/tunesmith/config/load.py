@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -225,7 +226,8 @@ def _datasets(data: Mapping[str, Any], base: Path, findings: Findings) -> tuple[
         for key, message in faults:
             findings.add(("datasets", number, *key), message)
         if table is not None:
-            tables[number] = table.model_copy(update={"name": table.name or as_stem(table.path.resolve().name, "dataset")})
+            folder = os.path.basename(os.path.realpath(table.path))
+            tables[number] = table.model_copy(update={"name": table.name or as_stem(folder, "dataset")})
     for number, name, earlier in _same_names(tables):
         message = f"name {name!r} is taken by dataset number {earlier + 1}; set name = ... to tell them apart"
         findings.add(("datasets", number, "name"), message)

@@ -21,15 +21,13 @@ _UNFIT = {
 def optimizer_class(kind: str) -> type[Any]:
     """The class that `type` names: one of torch.optim in lower case, or an import path; InputError if there is none."""
     if "." in kind:
-        return _imported(kind)
+        return _fit(kind, _imported(kind))
     known = _torch_optimizers()
     if kind not in known:
         near = nearest(kind, known)
         hint = f"did you mean {near!r}?" if near else f"torch.optim has {', '.join(known)}"
         raise InputError(f"type = {shown(kind)}: {hint}; others are named by an import path such as 'bitsandbytes.optim.PagedLion8bit'")
-    if kind in _UNFIT:
-        raise InputError(f"type = {kind!r}: {known[kind].__name__} {_UNFIT[kind]}; take another, such as 'adamw'")
-    return known[kind]
+    return _fit(kind, known[kind])
 
 
 def optimizer_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -43,6 +41,13 @@ def optimizer_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
         return [("type", str(error))]
     arguments = {name: value for name, value in table.items() if name not in OptimizerTable.model_fields}
     return _signature_problems(kind, found, arguments) or _refusal(kind, found, arguments)
+
+
+def _fit(kind: str, found: type[Any]) -> type[Any]:
+    reason = _UNFIT.get(found.__name__.lower()) if found.__module__.startswith("torch.optim") else None
+    if reason is not None:
+        raise InputError(f"type = {kind!r}: {found.__name__} {reason}; take another, such as 'adamw'")
+    return found
 
 
 def _signature_problems(kind: str, found: type[Any], arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -88,10 +93,11 @@ def _imported(path: str) -> type[Any]:
     module_name, _, name = path.rpartition(".")
     try:
         module = import_module(module_name)
-    except Exception as error:  # whatever a stranger's module raises; the user is told
+        there = hasattr(module, name)  # some modules import what they name only now
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises; the user is told
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"type = {shown(path)}: cannot import {shown(module_name)}: {cause}") from error
-    if not hasattr(module, name):
+    if not there:
         raise InputError(f"type = {shown(path)}: {unknown(f'class of {module_name}', name, _optimizers_in(module))}")
     found = getattr(module, name)
     if not (isinstance(found, type) and issubclass(found, Optimizer)):

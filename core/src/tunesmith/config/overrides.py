@@ -32,6 +32,8 @@ def apply(text: str, data: dict[str, Any]) -> Override:
     KEY is a dotted TOML key whose numbers count array elements from 0. VALUE is a TOML value, or the text as it
     stands if it is none.
     """
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # how the system hands over other bytes
+        raise ValueError("is not UTF-8 text")
     left, equals, right = text.partition("=")
     names = _names(left)
     if not equals or not names:

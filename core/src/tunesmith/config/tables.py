@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 _STEM = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
+_STEPS = 10**9
+"""More steps than any run makes, and few enough for arithmetic."""
 _SIZE = r"[1-9]\d{0,4}x[1-9]\d{0,4}"
 
 
@@ -64,15 +66,15 @@ class RunTable(Settings):
     """Name of the run directory; when not given the config file's, without its ending, or its folder's if that is `config`."""
     output: OutputPath = Path("runs")
     """Folder of all run directories, relative to where `tune` is started."""
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1, le=_STEPS)
     """Length of the run in optimizer steps; give steps or epochs, not both."""
-    epochs: int | None = Field(None, ge=1)
+    epochs: int | None = Field(None, ge=1, le=_STEPS)
     """Length of the run in passes over the data; give steps or epochs, not both."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Every random draw is a function of this seed and its position in the run."""
-    batch_size: int = Field(1, ge=1)
+    batch_size: int = Field(1, ge=1, le=65_536)
     """Samples in one micro-batch of one process."""
-    gradient_accumulation: int = Field(1, ge=1)
+    gradient_accumulation: int = Field(1, ge=1, le=65_536)
     """Micro-batches per optimizer step."""
     gradient_checkpointing: bool = False
     """Recompute activations during backward: less memory, about a third more time."""
@@ -88,7 +90,7 @@ class RunTable(Settings):
     """Encode latents and prompts once, before the trained model is loaded; false encodes on the fly."""
     cache_dir: OutputPath = Path("cache")
     """Folder of the cache, relative to where `tune` is started; may be shared by all runs."""
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(10, ge=1, le=_STEPS)
     """Steps between two reports of the loss."""
 
     @model_validator(mode="after")
@@ -139,11 +141,11 @@ class OptimizerTable(Settings):
     """Learning rate after warmup."""
     schedule: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = "constant"
     """How the learning rate falls after the warmup, reaching `end` times `lr` at the last step."""
-    warmup: int = Field(0, ge=0)
+    warmup: int = Field(0, ge=0, le=_STEPS)
     """Optimizer steps over which the learning rate rises linearly from 0."""
     end: float = Field(0.0, ge=0, le=1)
     """Share of `lr` at which a falling schedule ends."""
-    cycles: int = Field(1, ge=1)
+    cycles: int = Field(1, ge=1, le=_STEPS)
     """cosine_with_restarts: number of cosines."""
     power: float = Field(1.0, gt=0)
     """polynomial: exponent."""
@@ -192,11 +194,11 @@ class DatasetTable(Settings):
     """What is cut off to reach the bucket's size."""
     crop_aspect: Literal["preserve", "square"] = "preserve"
     """preserve: buckets by aspect ratio; square: everything is cropped square."""
-    variants: int = Field(1, ge=1)
+    variants: int = Field(1, ge=1, le=1000)
     """With a cache and random crops: how many crops of each image are drawn and kept."""
-    repeats: int = Field(1, ge=1)
+    repeats: int = Field(1, ge=1, le=10_000)
     """How often each sample is seen in one epoch."""
-    batch_size: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1, le=65_536)
     """Samples in one micro-batch of this dataset; `[run] batch_size` when not given."""
     oversubscribe: bool = False
     """Repeat samples of a bucket that is smaller than a batch until it fills one."""
@@ -219,16 +221,16 @@ class DatasetTable(Settings):
 class CheckpointsTable(Settings):
     """`[checkpoints]`: how often the run is saved, and how many are kept."""
 
-    every: OrOff[Annotated[int, Field(ge=1)]] = 500
+    every: OrOff[Annotated[int, Field(ge=1, le=_STEPS)]] = 500
     """Optimizer steps between two checkpoints; false saves at the end of the run only, which is always saved."""
-    keep: int | None = Field(None, ge=1)
+    keep: int | None = Field(None, ge=1, le=_STEPS)
     """Keep only the newest so many; all when not given. Surplus ones go after a new one is complete."""
 
 
 class ValidationTable(Settings):
     """`[validation]`: pictures made while training; without prompts there are none."""
 
-    every: OrOff[Annotated[int, Field(ge=1)]] = None
+    every: OrOff[Annotated[int, Field(ge=1, le=_STEPS)]] = None
     """Optimizer steps between two validations; only first and last when not given or false."""
     at_start: bool = True
     """Also before the first step: the untrained model, to compare with."""
@@ -246,7 +248,7 @@ class ValidationTable(Settings):
     """One picture of each prompt and size for each seed."""
     guidance: float | None = Field(None, ge=0)
     """Classifier-free guidance; the family's own when not given."""
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1, le=10_000)
     """Sampling steps; the family's own when not given."""
     scheduler: str | None = None
     """A diffusers scheduler class such as `DPMSolverMultistepScheduler`; the checkpoint's own when not given."""

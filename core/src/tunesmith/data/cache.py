@@ -25,7 +25,10 @@ from ..errors import InputError
 from .database import explained, open_database
 from .images import TRANSFORM
 
-_SCHEMA = "CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, shard TEXT, offset INT, length INT, checksum BLOB) WITHOUT ROWID"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, shard TEXT, offset INT, length INT, checksum BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS checked (shard TEXT PRIMARY KEY, size INT, mtime_ns INT) WITHOUT ROWID;
+"""
 _VALUE = "value"
 GROUP_ENTRIES = 256
 """Entries that are committed together at most."""
@@ -106,6 +109,17 @@ class Cache:
         with self._lock:
             return set(self._places(keys))
 
+    def sound_many(self, keys: Iterable[str]) -> set[str]:
+        """Which of the keys are there and whole; a shard's bytes are read for this only if it changed since the last time.
+
+        What is not whole is forgotten, and counted and told once for each shard.
+        """
+        with self._lock:
+            places = self._places(keys)
+            for shard in sorted({place.shard for place in places.values()} - {self._shard}):
+                self._check(shard)
+            return set(self._places(places))
+
     def flush(self) -> None:
         """Make everything that was put durable and visible to others."""
         with self._lock:
@@ -126,6 +140,8 @@ class Cache:
             self.flush()
             for file in [*self._readers.values(), *([self._writer] if self._writer else [])]:
                 file.close()
+            if self._writer is not None:
+                self._remember(self._shard, self._state(self._shard))
             self._readers.clear()
             self._writer = None
             self._connection.close()
@@ -140,6 +156,40 @@ class Cache:
                 query = f"SELECT key, shard, offset, length, checksum FROM entries WHERE key IN ({','.join('?' * len(some))})"
                 found |= {key: _Place(*place) for key, *place in self._connection.execute(query, some)}
         return found
+
+    def _check(self, shard: str) -> None:
+        """Compare a shard that has changed with its checksums, and forget the entries that do not match."""
+        state = self._state(shard)
+        with explained(self._index):
+            known = self._connection.execute("SELECT size, mtime_ns FROM checked WHERE shard = ?", (shard,)).fetchone()
+            if known is not None and known == state:
+                return
+            rows = self._connection.execute("SELECT key, shard, offset, length, checksum FROM entries WHERE shard = ?", (shard,)).fetchall()
+            wrong = [key for key, *place in rows if not self._is_whole(_Place(*place))]
+            with self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._connection.executemany("DELETE FROM entries WHERE key = ? AND shard = ?", [(key, shard) for key in wrong])
+        self._remember(shard, state)
+        self.damaged += len(wrong)
+        if wrong and self.on_damage is not None:
+            self.on_damage(f"{len(wrong)} of {len(rows)} cache entries in {self.folder / shard} are damaged or gone and are made anew")
+
+    def _is_whole(self, place: _Place) -> bool:
+        return _checksum(self._read(place)) == place.checksum
+
+    def _state(self, shard: str) -> tuple[int, int] | None:
+        """What tells that a shard has changed; None if it is gone."""
+        try:
+            status = (self.folder / shard).stat()
+        except FileNotFoundError:
+            return None
+        return status.st_size, status.st_mtime_ns
+
+    def _remember(self, shard: str, state: tuple[int, int] | None) -> None:
+        """Trust the entries of a shard as long as it stays as it is."""
+        if state is not None:
+            with explained(self._index):
+                self._connection.execute("INSERT OR REPLACE INTO checked VALUES (?, ?, ?)", (shard, *state))
 
     def _read(self, place: _Place) -> bytes:
         """The bytes at a place; fewer if the shard ends before or is gone."""
@@ -175,6 +225,7 @@ class Cache:
         self._waiting.pop(key, None)
         with explained(self._index):
             self._connection.execute("DELETE FROM entries WHERE key = ? AND shard = ? AND offset = ?", (key, place.shard, place.offset))
+            self._connection.execute("DELETE FROM checked WHERE shard = ?", (place.shard,))
         if self.on_damage is not None:
             self.on_damage(f"a cache entry in {self.folder / place.shard} is damaged and was forgotten; it is made anew when next encoded")
 

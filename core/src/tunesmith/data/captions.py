@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from ..config.tables import DatasetTable
+
+MOST_BYTES = 2**20
+"""A larger .txt file holds no captions but something else."""
 
 
 class NoCaption(Exception):
@@ -31,14 +35,25 @@ def text_file(file: Path) -> Path:
 
 def _from_text_file(path: Path) -> tuple[str, ...]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = _content(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise NoCaption("no .txt file beside the picture") from None
     except UnicodeDecodeError:
         raise NoCaption("the .txt file is not UTF-8") from None
     except OSError as error:
         raise NoCaption(f"the .txt file cannot be read ({error.strerror})") from None
+    if "\0" in text:
+        raise NoCaption("the .txt file holds NUL characters, so it is not UTF-8 text")
     lines = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not lines:
         raise NoCaption("the .txt file is empty")
     return lines
+
+
+def _content(path: Path) -> bytes:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+        raise NoCaption("what has the name of the .txt file is a folder, pipe or device")
+    if status.st_size > MOST_BYTES:
+        raise NoCaption(f"the .txt file is larger than {MOST_BYTES // 2**20} MiB, which is no caption")
+    return path.read_bytes()

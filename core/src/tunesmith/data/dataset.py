@@ -15,7 +15,7 @@ from ..family import Family
 from .captions import NoCaption, captions_of, text_file
 from .funnel import Funnel
 from .geometry import MOST_CUT, Rule, Size, Target, rule_of, target_size, too_elongated
-from .images import SUFFIXES, Unreadable, probe
+from .images import OTHER_SUFFIXES, SUFFIXES, Unreadable, probe
 
 Bucket = tuple[int, int, int]
 """(width, height, frames) of all samples in it."""
@@ -147,9 +147,12 @@ class _Scanner:
         return [sample for sample in found if sample is not None]
 
     def _files(self) -> list[tuple[str, Path]]:
-        """Pictures and linked folders by their names below the folder, sorted; names of folders end with a slash."""
+        """Pictures and linked folders by their names below the folder, sorted; names of folders end with a slash.
+
+        Folders that cannot be listed are told to the funnel.
+        """
         found: list[tuple[str, Path]] = []
-        for parent, folders, names in os.walk(self.table.path):
+        for parent, folders, names in os.walk(self.table.path, onerror=self._lose_folder):
             here = Path(parent)
             folders[:] = [name for name in folders if not name.startswith(".")]
             found += [(self._name(here / name), here / name) for name in names if _is_picture(name)]
@@ -159,10 +162,19 @@ class _Scanner:
     def _name(self, path: Path) -> str:
         return path.relative_to(self.table.path).as_posix()
 
+    def _lose_folder(self, error: OSError) -> None:
+        self.funnel.total += 1
+        name = self._name(Path(os.fsdecode(error.filename)))
+        self.funnel.lose("readable", f"a folder that cannot be listed ({error.strerror})", f"{name}/")
+
     def _stays(self, name: str, path: Path) -> bool:
         self.funnel.total += 1
         if name.endswith("/"):
             self.funnel.lose("readable", "a linked folder is not followed", name)
+        elif not _is_text(name):
+            self.funnel.lose("readable", "its name is not UTF-8; rename it", name)
+        elif path.suffix.lower() in OTHER_SUFFIXES:
+            self.funnel.lose("readable", f"{path.suffix.lower()} is not read; make it a JPEG, PNG or WebP file", name)
         elif self._leaves(path):
             self.funnel.lose("readable", "a link that leaves the dataset's folder is not followed", name)
         else:
@@ -170,7 +182,10 @@ class _Scanner:
         return False
 
     def _leaves(self, path: Path) -> bool:
-        return path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in self.homes)
+        if not path.is_symlink():
+            return False
+        target = Path(os.path.realpath(path))  # unlike Path.resolve, it takes links that go round in a circle
+        return not any(target.is_relative_to(home) for home in self.homes)
 
     def _sample(self, name: str, path: Path, size: Size | Unreadable) -> Sample | None:
         if isinstance(size, Unreadable):
@@ -195,7 +210,12 @@ def _bucket_sizes(samples: Sequence[Sample]) -> list[int]:
 
 
 def _is_picture(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES | OTHER_SUFFIXES
+
+
+def _is_text(name: str) -> bool:
+    """Whether the name can be written down: what is not UTF-8 comes from the system as lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _homes(folder: Path) -> list[Path]:

@@ -113,7 +113,7 @@ def stored(cache: Cache, wanted: Mapping[str, str]) -> dict[str, Tensor]:
 
 def _fill_captions(run: Run, cache: Cache, fields: Sequence[Field], captions: Iterable[Caption], progress: Stages) -> None:
     keys = {caption: {field.key: caption_key(field, caption) for field in fields} for caption in captions}
-    there = cache.contains_many(key for of_caption in keys.values() for key in of_caption.values())
+    there = cache.sound_many(key for of_caption in keys.values() for key in of_caption.values())
     groups: dict[frozenset[str], list[Caption]] = {}
     for caption, of_caption in keys.items():
         lacks = frozenset(field for field, key in of_caption.items() if key not in there)
@@ -169,7 +169,7 @@ def _missing(run: Run, cache: Cache, fields: Sequence[Field], order: Order, prog
             if content is None:
                 order.drop(source, "cannot be read")
             bar.advance(1)
-    there = cache.contains_many(key for of_source in keys for key in of_source.values())
+    there = cache.sound_many(key for of_source in keys for key in of_source.values())
     groups: dict[tuple[tuple[int, int], frozenset[str]], list[_Todo]] = {}
     for source, of_source in zip(sources, keys, strict=True):
         lacks = {field: key for field, key in of_source.items() if key not in there}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
+from ..words import printable
+
 Station: TypeAlias = Literal["found", "readable", "captioned", "sized", "bucketed"]
 """Where files pass one after the other: a loss at a station means that the file did not get there."""
 STATIONS: tuple[Station, ...] = get_args(Station)
@@ -25,7 +27,7 @@ class Lost:
 
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.examples) else ""
-        return f"{self.count} not {self.station}: {self.reason} ({', '.join(self.examples)}{more})"
+        return f"{self.count} not {self.station}: {self.reason} ({', '.join(map(printable, self.examples))}{more})"
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Iterable
@@ -40,7 +41,7 @@ class FileHashes:
 
     def of(self, file: Path) -> str:
         """The hash of a file's content; a file in a Hugging Face cache has the name of its blob. OSError if unreadable."""
-        real = file.resolve()
+        real = Path(os.path.realpath(file))
         blob = _hub_blob(real)
         if blob is not None:
             return blob

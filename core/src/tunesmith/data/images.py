@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -20,6 +22,8 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 """Endings of the files that are looked at, in lower case."""
 FORMATS = ("JPEG", "PNG", "WEBP")
 """What those files may be, whichever of the endings they have."""
+OTHER_SUFFIXES = frozenset([".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tif", ".tiff"])
+"""Endings of other pictures, which are not read but are named, so that nobody waits for them in vain."""
 TRANSFORM = "image-1"
 """Names how pixels are made of a file and a crop; changes with it, so that nothing stale is read from a cache."""
 
@@ -73,27 +77,39 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The opened picture; what decoders raise within becomes Unreadable."""
+    """The opened picture; what the system and decoders raise within becomes Unreadable."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            yield image
-    except UnidentifiedImageError:
-        raise Unreadable(path, f"not a JPEG, PNG or WebP picture ({_beginning(path)})") from None
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise Unreadable(path, "not a file with content but a folder, pipe or device")
+        with path.open("rb") as file:
+            try:
+                with Image.open(file, formats=FORMATS) as image:
+                    yield image
+            except UnidentifiedImageError:
+                raise Unreadable(path, f"not a JPEG, PNG or WebP picture ({_beginning(file)})") from None
     except Image.DecompressionBombError as error:
         raise Unreadable(path, f"too many pixels to be decoded safely ({error})") from None
     except _BROKEN as error:
+        if isinstance(error, OSError) and error.strerror:  # of the system, whose own message repeats the path
+            raise Unreadable(path, f"cannot be read ({error.strerror})") from error
         raise Unreadable(path, f"cannot be decoded ({error or type(error).__name__})") from error
 
 
-def _beginning(path: Path) -> str:
-    with path.open("rb") as file:
-        first = file.read(12)
+def _beginning(file: BinaryIO) -> str:
+    file.seek(0)
+    first = file.read(12)
     return f"it begins with {first!r}" if first else "the file is empty"
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, as far as the header tells: for a PNG, `image.getexif()` would decode all pixels first."""
-    value = Image.Image.getexif(image).get(_ORIENTATION, 1)
+    """The EXIF orientation, as far as the header tells: for a PNG, `image.getexif()` would decode all pixels first.
+
+    Where the EXIF data are damaged the picture counts as upright.
+    """
+    try:
+        value = Image.Image.getexif(image).get(_ORIENTATION, 1)
+    except _BROKEN:
+        return 1
     return value if isinstance(value, int) else 1
 
 

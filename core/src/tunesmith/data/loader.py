@@ -6,7 +6,7 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +23,10 @@ from .order import Draw, Order
 if TYPE_CHECKING:
     from ..run import Run
 
-AHEAD = 3
+AHEAD = 4
 """Batches that wait to be taken."""
+RECENT_BYTES = 16 * 2**20
+"""Bytes of cache entries that stay in memory once read: all of a small dataset."""
 
 
 class Loader:
@@ -50,51 +52,30 @@ class Loader:
         self.unreadable: dict[Path, str] = {}
         self._untold: deque[tuple[Source, str]] = deque()
         self._contents: dict[Path, str] = {}
+        self._recent: dict[str, Tensor] = {}
+        self._recent_bytes = 0
 
     def batch(self, position: int) -> Batch:
         """The batch at a position of the run, with all fields: on the CPU from the cache, else on the run's device."""
         return self._finished(self._prepared(position))
 
     @contextmanager
-    def batches(self, start: int) -> Iterator[Iterator[Batch]]:
-        """The batches from a position on, without end, on the run's device; a thread that ends with the block reads ahead.
-
-        What goes wrong in the thread is raised where the batch is taken.
-        """
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
-        closed = threading.Event()
-        thread = threading.Thread(target=self._read_ahead, args=(start, ready, closed), name="loader", daemon=True)
-        thread.start()
+    def batches(self, start: int) -> Iterator[Ahead]:
+        """The batches from a position on, without end, on the run's device; a thread that ends with the block reads ahead."""
+        ahead = Ahead(self, start)
         try:
-            yield self._taken(ready)
+            yield ahead
         finally:
-            closed.set()
-            thread.join()
+            ahead.close()
 
-    def _taken(self, ready: queue.Queue[Batch | BaseException]) -> Iterator[Batch]:
-        while True:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield self._finished(item).to(self.run.device)
+    def ready(self, position: int) -> Batch:
+        """What a thread can do for the batch at a position: read all fields, or decode pixels; pinned for a GPU."""
+        batch = self._prepared(position)
+        return _pinned(batch) if self.run.device.type == "cuda" else batch
 
-    def _read_ahead(self, start: int, ready: queue.Queue[Batch | BaseException], closed: threading.Event) -> None:
-        item: Batch | BaseException
-        for position in itertools.count(start):
-            try:
-                item = self._prepared(position)
-                if self.run.device.type == "cuda":
-                    item = _pinned(item)
-            except BaseException as error:  # raised again by whoever takes the batch
-                item = error
-            while not closed.is_set():
-                try:
-                    ready.put(item, timeout=0.05)
-                    break
-                except queue.Full:
-                    continue
-            if closed.is_set() or isinstance(item, BaseException):
-                return
+    def finished(self, batch: Batch) -> Batch:
+        """The rest, which is the main thread's: all fields of a batch that is ready, on the run's device."""
+        return self._finished(batch).to(self.run.device)
 
     def _prepared(self, position: int) -> Batch:
         """What the reading thread can do: read all fields, or decode the pixels that they are computed from."""
@@ -116,9 +97,22 @@ class Loader:
     def _read(self, cache: Cache, sources: Sequence[Source]) -> Batch:
         keys = {field.key: [self._key(field, source) for source in sources] for field in self.fields}
         what = {key: str(source) for of_field in keys.values() for key, source in zip(of_field, sources, strict=True)}
-        values = stored(cache, what)
+        values = self._stored(cache, what)
         fields = {field.key: collate(field, [values[key] for key in keys[field.key]]) for field in self.fields}
         return Batch(tuple(sources), tuple(source.caption for source in sources), fields=fields)
+
+    def _stored(self, cache: Cache, wanted: Mapping[str, str]) -> dict[str, Tensor]:
+        """Values of the cache by key, copies of those that are in memory."""
+        values = {key: self._recent[key].clone() for key in wanted if key in self._recent}
+        if len(values) < len(wanted):
+            read = stored(cache, {key: what for key, what in wanted.items() if key not in values})
+            for key, value in read.items():
+                size = value.numel() * value.element_size()
+                if self._recent_bytes + size <= RECENT_BYTES:
+                    self._recent[key] = value.clone()
+                    self._recent_bytes += size
+            values |= read
+        return values
 
     def _key(self, field: Field, source: Source) -> str:
         if not field.per_sample:
@@ -146,6 +140,57 @@ class Loader:
 
     def _examples(self) -> str:
         return "; ".join(f"{file}: {reason}" for file, reason in itertools.islice(self.unreadable.items(), 3))
+
+
+class Ahead(Iterator[Batch]):
+    """The batches of a loader from a position on, some of them read ahead by a thread until `close`.
+
+    What goes wrong in the thread is raised where the batch is taken.
+    """
+
+    def __init__(self, loader: Loader, start: int) -> None:
+        self.loader = loader
+        self._ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[bool] = queue.SimpleQueue()  # a place for a batch each; False ends the thread
+        self._owes_room = False
+        self._closed = False
+        for _ in range(AHEAD):
+            self._room.put(True)
+        self._thread = threading.Thread(target=self._read, args=(start,), name="loader", daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> Batch:
+        self.read_on()
+        item = self._ready.get()
+        self._owes_room = True
+        if isinstance(item, BaseException):
+            raise item
+        return self.loader.finished(item)
+
+    def read_on(self) -> None:
+        """Let the thread read the batch that takes the place of the last one taken; taking the next one does it too.
+
+        Two threads that run Python slow each other down, so this is for where the caller leaves Python for a while.
+        """
+        if self._owes_room:
+            self._owes_room = False
+            self._room.put(True)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed = True
+        self._room.put(False)
+        self._thread.join()
+
+    def _read(self, start: int) -> None:
+        for position in itertools.count(start):
+            if not self._room.get() or self._closed:
+                return
+            try:
+                self._ready.put(self.loader.ready(position))
+            except BaseException as error:  # raised again by whoever takes the batch
+                self._ready.put(error)
+                return
 
 
 def _pinned(batch: Batch) -> Batch:

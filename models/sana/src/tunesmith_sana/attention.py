@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from diffusers import SanaTransformer2DModel
 from diffusers.models.attention_processor import Attention
@@ -28,7 +30,8 @@ class FullPrecisionLinearAttention:
             query = attn.norm_q(query)
         if attn.norm_k is not None:
             key = attn.norm_k(key)
-        with torch.autocast(hidden_states.device.type, enabled=False):
+        device = hidden_states.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             summed = _attend(*(states.float().transpose(1, 2).unflatten(1, (attn.heads, -1)) for states in (query, key, value)))
         tokens = summed.flatten(1, 2).transpose(1, 2).to(hidden_states.dtype)
         attended: Tensor = attn.to_out[1](attn.to_out[0](tokens))

@@ -42,7 +42,7 @@ class SanaModel(Model):
     def predict(self, noisy: Tensor, sigma: Tensor, conditions: Batch) -> Tensor:
         """The velocity, in fp32, of noisy latents [B, C, H, W]; `sigma` is one number a sample, [B] or [B, 1, ...]."""
         embeds, mask = conditions.ragged(PROMPT_EMBEDS).padded()  # [B, T, D], [B, T]
-        dtype = self.denoiser.dtype
+        dtype = self.denoiser.patch_embed.proj.weight.dtype  # `denoiser.dtype` goes through all parameters
         (velocity,) = self.call(
             noisy.to(dtype),
             encoder_hidden_states=embeds.to(dtype),
