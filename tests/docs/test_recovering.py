@@ -144,9 +144,7 @@ def the_loss_is_not_finite(place: Place) -> str:
 def the_cache_is_damaged(place: Place) -> str:
     for shard in (place.folder / "cache").glob("shard-*.bin"):
         shard.write_bytes(shard.read_bytes()[:100])
-    first = place.tune()
-    shutil.rmtree(place.folder / "cache")
-    return f"{first}\n{place.tune()}"
+    return place.tune()
 
 
 def pictures_cannot_be_read(place: Place) -> str:

@@ -205,7 +205,9 @@ def test_a_disk_that_refuses_keeps_the_checkpoint_before_and_says_how_to_go_on(t
 
     train("full", LORA + EVERY_TWO, "run.steps=2")
     monkeypatch.setattr(torch, "save", refuses)
-    with pytest.raises(RunFailed, match=r"(?s)cannot write .*step-000004.*earlier checkpoints were not touched.*start the same command again"):
+    with pytest.raises(
+        RunFailed, match=r"(?s)cannot write .*step-000004.*earlier checkpoints were not touched.*start the same command again"
+    ):
         train("full", LORA + EVERY_TWO, "run.steps=4")
     monkeypatch.undo()
 

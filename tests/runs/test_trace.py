@@ -16,7 +16,13 @@ import torch
 from .conftest import LORA
 
 TRACES = Path(__file__).parent / "traces.json"
-SETTINGS = ("run.steps=20", "run.gradient_accumulation=2", "validation.at_start=false", "validation.at_end=false")
+SETTINGS = (
+    "datasets.0.name='pictures'",
+    "run.steps=20",
+    "run.gradient_accumulation=2",
+    "validation.at_start=false",
+    "validation.at_end=false",
+)
 
 
 def machine() -> str:
