@@ -104,6 +104,8 @@ def main() -> None:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
     )
     pipeline.to(dtype=torch.float16 if arguments.half else torch.float32)
+    for part in (transformer, autoencoder):
+        part.register_to_config(_name_or_path="")  # where it was made is of no use to anybody else
     pipeline.save_pretrained(arguments.folder)
     num_parameters = sum(weight.numel() for weight in transformer.parameters())
     num_bytes = sum(file.stat().st_size for file in arguments.folder.rglob("*") if file.is_file())
