@@ -17,7 +17,7 @@ from workload import bare_loop
 from tunesmith import session
 from tunesmith.config import load_config
 from tunesmith.data import encode
-from tunesmith.data.loader import Ahead
+from tunesmith.data.ahead import Ahead
 from tunesmith.progress import Progress
 from tunesmith.trainer import Trainer
 
@@ -56,16 +56,16 @@ def steps(config: str, checkpoint: str, block: str, pairs: str) -> dict[str, Any
     class Alternating(Trainer):
         def train(self) -> None:
             run = self.run
-            with run.finishing_steps(), self.loader.batches(0) as batches, self.progress.training(run.total_steps, 0):
-                kinds: dict[str, Callable[[], None]] = {"run": lambda: self.step_of_run(batches), "bare": bare}
+            with run.finishing_steps(), self.ahead() as steps, self.progress.training(run.total_steps, 0):
+                kinds: dict[str, Callable[[], None]] = {"run": lambda: self.step_of_run(steps), "bare": bare}
                 for kind in kinds.values():
                     timed(kind, 2 * LEAD_IN)
                 for pair in range(int(pairs)):
                     for name in sorted(kinds, reverse=bool(pair % 2)):
                         found[name].append(timed(kinds[name], int(block)))
 
-        def step_of_run(self, batches: Ahead) -> None:
-            self.one_step(batches)
+        def step_of_run(self, steps: Ahead[Any, Any]) -> None:
+            self.one_step(steps)
             self.milestones()
 
     carry_out(config, Alternating)
@@ -79,8 +79,8 @@ def first_step(config: str) -> dict[str, Any]:
     seconds: list[float] = []
 
     class First(Trainer):
-        def one_step(self, batches: Ahead) -> None:
-            super().one_step(batches)
+        def one_step(self, steps: Ahead[Any, Any]) -> None:
+            super().one_step(steps)
             seconds.append(time.perf_counter() - began)
             self.run.stop("measured")
 

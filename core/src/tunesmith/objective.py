@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .config.tables import LossTable
 
@@ -26,9 +27,9 @@ def spread(sigma: Tensor, like: Tensor) -> Tensor:
 
 def distance(prediction: Tensor, target: Tensor, sigma: Tensor, table: LossTable) -> Tensor:
     """The unreduced loss [B, C, ...]: l2 is d^2, huber 2c(sqrt(d^2+c^2)-c), smooth_l1 2(sqrt(d^2+c^2)-c)."""
-    difference = prediction - target
     if table.type == "l2":
-        return difference.square()
+        return functional.mse_loss(prediction, target, reduction="none")
+    difference = prediction - target
     c = huber_c(spread(sigma, target), table)
     root = 2 * ((difference.square() + c * c).sqrt() - c)
     return root if table.type == "smooth_l1" else root * c

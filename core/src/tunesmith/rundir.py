@@ -9,7 +9,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shutil import rmtree
 from typing import IO, Any
@@ -17,6 +17,7 @@ from typing import IO, Any
 import torch
 from safetensors import SafetensorError
 
+from .discovery import InstalledPlugin, installed
 from .errors import InputError, RunFailed
 from .events import Event
 
@@ -99,11 +100,11 @@ class RunDirectory:
 def manifest(plugins: Mapping[str, type[Any]], overrides: tuple[str, ...], config_text: str) -> dict[str, Any]:
     """Versions, plugins, the config's hash and the hardware of a run."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    homes = packages_distributions()
+    announced = installed()
     return {
         "versions": {name: _version(name) for name in LIBRARIES},
         "python": platform.python_version(),
-        "plugins": {name: _distribution(plugin, homes) for name, plugin in plugins.items()},
+        "plugins": {name: _origin(name, plugin, announced) for name, plugin in plugins.items()},
         "config_hash": hashlib.blake2b(config_text.encode(), digest_size=16).hexdigest(),
         "overrides": list(overrides),
         "hardware": {
@@ -122,10 +123,9 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _distribution(plugin: type[Any], homes: Mapping[str, list[str]]) -> str:
-    """The distribution and version that a plugin class comes from, or its module where it was not installed."""
-    package = plugin.__module__.partition(".")[0]
-    return " ".join(f"{name} {version(name)}" for name in sorted(set(homes.get(package, ())))) or plugin.__module__
+def _origin(name: str, plugin: type[Any], announced: Mapping[str, list[InstalledPlugin]]) -> str:
+    """The distribution and version that a plugin comes from, or its module where none announces it."""
+    return " ".join(one.origin for one in announced.get(name, [])) or plugin.__module__
 
 
 def lock(file: Path) -> IO[bytes]:

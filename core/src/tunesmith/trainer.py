@@ -6,13 +6,15 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .batch import Batch, Source
+from .batch import Batch, Source, moved
 from .checkpoints import save
-from .data.loader import Ahead, Loader
+from .data.ahead import Ahead
+from .data.loader import Loader
 from .errors import RunFailed
 from .noise import SigmaSampler
 from .objective import mix
@@ -24,6 +26,15 @@ from .validation import validate
 
 AVERAGE_DECAY = 0.98
 """Decay per step of the moving average of the loss that is shown."""
+
+
+class Drawn(NamedTuple):
+    """What is known of a micro-batch ahead of its step, on the CPU."""
+
+    position: int
+    batch: Batch
+    noise: Tensor | None
+    sigma: Tensor | None
 
 
 class Trainer:
@@ -41,25 +52,29 @@ class Trainer:
         """All steps that are left, with validations and checkpoints when they are due."""
         run = self.run
         shown = self.progress.training(run.total_steps, run.step)
-        with run.finishing_steps(), self.loader.batches(run.step * self.accumulation) as batches, shown:
+        with run.finishing_steps(), self.ahead() as steps, shown:
             while run.step < run.total_steps and run.stop_reason is None:
-                self.one_step(batches)
+                self.one_step(steps)
                 self.milestones()
 
-    def one_step(self, batches: Ahead) -> None:
+    def ahead(self) -> Ahead[Drawn, Step]:
+        """The micro-batches of the run from here on; what can be done ahead of them is done by a thread."""
+        return Ahead(self.draw, self.prepare, self.run.step * self.accumulation, self.loader.lot)
+
+    def one_step(self, steps: Ahead[Drawn, Step]) -> None:
         """One optimizer step: accumulate, check, update, tell."""
         run = self.run
         losses: list[Tensor] = []
         samples: list[Source] = []
         told: defaultdict[str, list[Tensor | float]] = defaultdict(list)
-        for micro in range(self.accumulation):
-            step = self.prepare(next(batches), micro)
+        for _ in range(self.accumulation):
+            step = next(steps)
             seed_global(position_seed(run.config.run.seed, "forward", step.position), run.device)
             with run.computing(step):
                 with run.autocast():
                     loss = run.hooks.compute_loss(run, step)
                     total = loss.total
-                batches.read_on()  # while the gradient is computed without Python
+                steps.go_on()  # while the gradient is computed without Python
                 run.engine.backward(total if self.accumulation == 1 else total / self.accumulation)
             losses.append(total.detach())
             for name, value in (*step.metrics.items(), *((f"loss_{name}", term.detach()) for name, term in loss.terms.items())):
@@ -87,17 +102,31 @@ class Trainer:
             f"its samples: {', '.join(map(str, samples))}. Look at these files, lower [optimizer] lr, or use precision bf16 instead of fp16"
         )
 
-    def prepare(self, batch: Batch, micro: int) -> Step:
-        """Draw noise and sigma for a micro-batch, as functions of its position, and mix them into the latents."""
-        run = self.run
-        position = run.step * self.accumulation + micro
-        latents = batch.tensor("latents").float()
+    def draw(self, position: int) -> Drawn:
+        """The batch at a position with its noise and sigma, pinned for a GPU; without them as long as its latents are not encoded."""
+        batch = self.loader.ready(position)
+        if "latents" not in batch.fields:
+            return Drawn(position, batch, None, None)
+        noise, sigma = self.noise(position, batch)
+        return Drawn(position, batch, *((noise.pin_memory(), sigma.pin_memory()) if self.run.device.type == "cuda" else (noise, sigma)))
+
+    def noise(self, position: int, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Noise and sigma of a micro-batch on the CPU, functions of its position."""
+        run, latents = self.run, batch.tensor("latents")
+        noise = torch.randn(latents.shape, generator=run.torch_generator("noise", position))
         tokens = run.model.token_grid(latents).tokens
-        noise = torch.randn(latents.shape, generator=run.torch_generator("noise", position)).to(run.device, non_blocking=True)
-        drawn = self.sigmas.draw(run.numpy_generator("sigma", position), len(batch), tokens)
-        sigma = torch.from_numpy(drawn).to(run.device, torch.float32)
-        noisy, target = mix(latents, noise, sigma)
-        return Step(run.step, micro, position, "train", batch, sigma, noise, noisy, target)
+        sigma = self.sigmas.draw(run.numpy_generator("sigma", position), len(batch), tokens)
+        return noise, torch.from_numpy(sigma).float()
+
+    def prepare(self, drawn: Drawn) -> Step:
+        """A micro-batch on the run's device, its noise mixed into the latents."""
+        device, position = self.run.device, drawn.position
+        batch = self.loader.finished(drawn.batch)
+        noise, sigma = (drawn.noise, drawn.sigma) if drawn.noise is not None and drawn.sigma is not None else self.noise(position, batch)
+        noise, sigma = moved(noise, device), moved(sigma, device)
+        noisy, target = mix(batch.tensor("latents").float(), noise, sigma)
+        index, micro = divmod(position, self.accumulation)
+        return Step(index, micro, position, "train", batch, sigma, noise, noisy, target)
 
     def report(self, step: Step, loss: float, norm: Tensor, told: Mapping[str, Sequence[Tensor | float]]) -> None:
         """Show the step; write an event when one is due, with the means over micro-batches of what plugins told."""

@@ -8,9 +8,10 @@ import torch
 
 from core.tests.data.support import FIELDS, CountingRun, Quiet, ordered, picture, pictures
 from tunesmith import Batch, Ragged, RunFailed
+from tunesmith.data.ahead import LOTS
 from tunesmith.data.cache import Cache
 from tunesmith.data.encode import fill
-from tunesmith.data.loader import Loader
+from tunesmith.data.loader import LOT, Loader
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_the_reading_thread_stays_a_few_batches_ahead_and_no_more(tmp_path, run,
 
     def remember(position):
         read.append(position)
-        if len(read) >= 4:
+        if len(read) >= LOT * LOTS:
             enough.set()
         return batch(position)
 
@@ -127,7 +128,7 @@ def test_the_reading_thread_stays_a_few_batches_ahead_and_no_more(tmp_path, run,
     with made.batches(0):
         assert enough.wait(30)
         threading.Event().wait(0.2)
-        assert read == [0, 1, 2, 3]
+        assert read == list(range(LOT * LOTS))
 
 
 def test_without_a_cache_encoding_happens_in_the_main_thread(tmp_path, run, monkeypatch):

@@ -1,20 +1,18 @@
-"""Batches of a run by position, read ahead by one thread."""
+"""Batches of a run by position."""
 
 from __future__ import annotations
 
 import itertools
-import queue
-import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor
 
-from ..batch import Batch, Field, FieldValue, Ragged, Source
+from ..batch import Batch, Caption, Crop, Field, FieldValue, Ragged, Source, Window
 from ..errors import RunFailed
+from .ahead import Ahead
 from .cache import Cache, caption_key
 from .encode import batch_of, collate, encode, key_of, stored
 from .images import Unreadable, load_pixels
@@ -23,10 +21,14 @@ from .order import Draw, Order
 if TYPE_CHECKING:
     from ..run import Run
 
-AHEAD = 4
-"""Batches that wait to be taken."""
+LOT, LOT_OF_PIXELS = 8, 1
+"""Batches that the thread reads at a stretch: from the cache, and where it decodes."""
 RECENT_BYTES = 16 * 2**20
 """Bytes of cache entries that stay in memory once read: all of a small dataset."""
+
+
+_Part: TypeAlias = tuple[str, Caption | tuple[Path, Crop, Window | None]]
+"""A field and what its value belongs to: a caption, or a part of a file."""
 
 
 class Loader:
@@ -52,21 +54,21 @@ class Loader:
         self.unreadable: dict[Path, str] = {}
         self._untold: deque[tuple[Source, str]] = deque()
         self._contents: dict[Path, str] = {}
-        self._recent: dict[str, Tensor] = {}
+        self._recent: dict[_Part, Tensor] = {}
         self._recent_bytes = 0
 
     def batch(self, position: int) -> Batch:
         """The batch at a position of the run, with all fields: on the CPU from the cache, else on the run's device."""
         return self._finished(self._prepared(position))
 
-    @contextmanager
-    def batches(self, start: int) -> Iterator[Ahead]:
-        """The batches from a position on, without end, on the run's device; a thread that ends with the block reads ahead."""
-        ahead = Ahead(self, start)
-        try:
-            yield ahead
-        finally:
-            ahead.close()
+    @property
+    def lot(self) -> int:
+        """How many batches should be made ready at a stretch."""
+        return LOT_OF_PIXELS if self.cache is None else LOT
+
+    def batches(self, start: int) -> Ahead[Batch, Batch]:
+        """The batches from a position on, without end, on the run's device; a thread reads ahead until it is closed."""
+        return Ahead(self.ready, self.finished, start, self.lot)
 
     def ready(self, position: int) -> Batch:
         """What a thread can do for the batch at a position: read all fields, or decode pixels; pinned for a GPU."""
@@ -95,24 +97,34 @@ class Loader:
         return encode(self.run, batch)
 
     def _read(self, cache: Cache, sources: Sequence[Source]) -> Batch:
-        keys = {field.key: [self._key(field, source) for source in sources] for field in self.fields}
-        what = {key: str(source) for of_field in keys.values() for key, source in zip(of_field, sources, strict=True)}
-        values = self._stored(cache, what)
-        fields = {field.key: collate(field, [values[key] for key in keys[field.key]]) for field in self.fields}
+        values = self._values(cache, sources)
+        fields = {field.key: collate(field, [values[_part(field, source)] for source in sources]) for field in self.fields}
         return Batch(tuple(sources), tuple(source.caption for source in sources), fields=fields)
 
-    def _stored(self, cache: Cache, wanted: Mapping[str, str]) -> dict[str, Tensor]:
-        """Values of the cache by key, copies of those that are in memory."""
-        values = {key: self._recent[key].clone() for key in wanted if key in self._recent}
-        if len(values) < len(wanted):
-            read = stored(cache, {key: what for key, what in wanted.items() if key not in values})
-            for key, value in read.items():
-                size = value.numel() * value.element_size()
-                if self._recent_bytes + size <= RECENT_BYTES:
-                    self._recent[key] = value.clone()
-                    self._recent_bytes += size
-            values |= read
+    def _values(self, cache: Cache, sources: Sequence[Source]) -> dict[_Part, Tensor]:
+        """The values of all fields of some sources, copies of those that are in memory."""
+        values: dict[_Part, Tensor] = {}
+        lacking: dict[_Part, tuple[str, Source]] = {}
+        for field in self.fields:
+            for source in sources:
+                part = _part(field, source)
+                if part in self._recent:
+                    values[part] = self._recent[part].clone()
+                else:
+                    lacking[part] = (self._key(field, source), source)
+        if lacking:
+            read = stored(cache, {key: str(source) for key, source in lacking.values()})
+            for part, (key, _) in lacking.items():
+                values[part] = self._kept(part, read[key])
         return values
+
+    def _kept(self, part: _Part, value: Tensor) -> Tensor:
+        """The value, of which a copy stays in memory if there is room."""
+        size = value.numel() * value.element_size()
+        if self._recent_bytes + size <= RECENT_BYTES:
+            self._recent[part] = value.clone()
+            self._recent_bytes += size
+        return value
 
     def _key(self, field: Field, source: Source) -> str:
         if not field.per_sample:
@@ -142,55 +154,8 @@ class Loader:
         return "; ".join(f"{file}: {reason}" for file, reason in itertools.islice(self.unreadable.items(), 3))
 
 
-class Ahead(Iterator[Batch]):
-    """The batches of a loader from a position on, some of them read ahead by a thread until `close`.
-
-    What goes wrong in the thread is raised where the batch is taken.
-    """
-
-    def __init__(self, loader: Loader, start: int) -> None:
-        self.loader = loader
-        self._ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
-        self._room: queue.SimpleQueue[bool] = queue.SimpleQueue()  # a place for a batch each; False ends the thread
-        self._owes_room = False
-        self._closed = False
-        for _ in range(AHEAD):
-            self._room.put(True)
-        self._thread = threading.Thread(target=self._read, args=(start,), name="loader", daemon=True)
-        self._thread.start()
-
-    def __next__(self) -> Batch:
-        self.read_on()
-        item = self._ready.get()
-        self._owes_room = True
-        if isinstance(item, BaseException):
-            raise item
-        return self.loader.finished(item)
-
-    def read_on(self) -> None:
-        """Let the thread read the batch that takes the place of the last one taken; taking the next one does it too.
-
-        Two threads that run Python slow each other down, so this is for where the caller leaves Python for a while.
-        """
-        if self._owes_room:
-            self._owes_room = False
-            self._room.put(True)
-
-    def close(self) -> None:
-        """End the thread."""
-        self._closed = True
-        self._room.put(False)
-        self._thread.join()
-
-    def _read(self, start: int) -> None:
-        for position in itertools.count(start):
-            if not self._room.get() or self._closed:
-                return
-            try:
-                self._ready.put(self.loader.ready(position))
-            except BaseException as error:  # raised again by whoever takes the batch
-                self._ready.put(error)
-                return
+def _part(field: Field, source: Source) -> _Part:
+    return field.key, (source.file, source.crop, source.window) if field.per_sample else source.caption
 
 
 def _pinned(batch: Batch) -> Batch:

@@ -50,8 +50,9 @@ class SanaModel(Model):
             timestep=_per_sample(sigma, noisy.shape[0]) * self.family.timestep_scale,
             return_dict=False,
         )
-        prediction: Tensor = velocity[:, : self.family.channels]  # what further channels say of the variance is dropped
-        return prediction.float()
+        prediction: Tensor = velocity.float()
+        channels = self.family.channels  # what further channels say of the variance is dropped
+        return prediction if prediction.shape[1] == channels else prediction[:, :channels]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] in [-1, 1] of training latents [B, C, h, w]."""
