@@ -14,8 +14,9 @@ from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from tunesmith import Settings
+from tunesmith.config.datasets import ImageTable, MaskTable
 from tunesmith.config.load import SINGLE_TABLES
-from tunesmith.config.tables import CheckpointsTable, DatasetTable
+from tunesmith.config.tables import CheckpointsTable
 from tunesmith.discovery import catalogue, load_class
 from tunesmith.family import FamilyPlugin
 
@@ -49,7 +50,7 @@ def page() -> str:
     families = {name: plugin for name, plugin in classes.items() if issubclass(plugin, FamilyPlugin)}
     parts = [INTRODUCTION, *(section(kind) for kind in (SINGLE_TABLES["run"],))]
     parts += [section(plugin.settings_type, {"family": f'`"{name}"`'}) for name, plugin in families.items()]
-    parts.append(section(DatasetTable))
+    parts += [section(ImageTable), section(MaskTable)]
     parts += [section(kind) for name, kind in SINGLE_TABLES.items() if name != "run"]
     parts.append(PLUGIN)
     parts += [section(plugin.settings_type) for name, plugin in classes.items() if name not in families]

@@ -13,7 +13,8 @@ import pytest
 
 from tests.runs.conftest import Result
 from tunesmith import Caption, Crop, Source
-from tunesmith.config.tables import DatasetTable, RunTable
+from tunesmith.config.datasets import ImageTable
+from tunesmith.config.tables import RunTable
 from tunesmith.data.dataset import Dataset, survey
 from tunesmith.data.images import load_pixels
 from tunesmith_sana import SanaFamily
@@ -40,7 +41,7 @@ def family(twin: Path) -> SanaFamily:
 
 @pytest.fixture(scope="module")
 def dataset(home: Path, family: SanaFamily) -> Dataset:
-    return survey(DatasetTable(path=home, resolution=EDGE), family, RunTable(steps=1, batch_size=2))
+    return survey(ImageTable(path=str(home), resolution=EDGE), family, RunTable(steps=1, batch_size=2))
 
 
 def found_colours(file: Path) -> list[tuple[int, ...]]:
@@ -78,7 +79,7 @@ def test_there_are_more_than_forty_and_no_two_of_one_name():
 @pytest.mark.parametrize("hostile", USED, ids=lambda hostile: ascii(hostile.name)[:40])
 def test_a_picture_that_can_be_used_is_used_as_it_looks(home: Path, dataset: Dataset, hostile: Hostile):
     [sample] = [sample for sample in dataset.samples if sample.name == hostile.name]
-    assert sample.size == (EDGE, EDGE)
+    assert sample.probe.size == (EDGE, EDGE)
     assert all(caption.strip() for caption in sample.captions)
     assert hostile.colours is not None
     np.testing.assert_allclose(found_colours(home / hostile.name), hostile.colours, atol=6)
@@ -96,7 +97,7 @@ def test_a_picture_that_cannot_be_used_is_named_with_the_reason(
     path = alone / hostile.name
     hostile.make(path)
     (hostile.caption or (lambda file: (file.write_text("a caption"), None)[1]))(path.with_suffix(".txt"))
-    found = survey(DatasetTable(path=alone, resolution=EDGE), family, RunTable(steps=1))
+    found = survey(ImageTable(path=str(alone), resolution=EDGE), family, RunTable(steps=1))
     reasons = [(lost.station, lost.reason, lost.examples) for lost in found.funnel.losses]
     if not reasons:  # the header is whole: it is lost where the pixels are decoded
         [sample] = found.samples
@@ -118,14 +119,14 @@ def test_the_files_of_a_folder_that_is_named_like_a_picture_are_used_and_linked_
 
 def test_names_cannot_break_the_lines_of_the_funnel(tmp_path: Path, family: SanaFamily):
     (tmp_path / "a\nb\x1b[31m\u202e.png").write_bytes(b"")
-    lines = survey(DatasetTable(path=tmp_path, resolution=EDGE), family, RunTable(steps=1)).funnel.lines()
+    lines = survey(ImageTable(path=str(tmp_path), resolution=EDGE), family, RunTable(steps=1)).funnel.lines()
     assert [line for line in lines if r"(a\nb\x1b[31m\u202e.png)" in line]
     assert all(line.isprintable() for line in lines)
 
 
 def test_a_name_that_is_not_utf8_is_named(tmp_path: Path, family: SanaFamily):
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).write_bytes(b"")
-    [lost] = survey(DatasetTable(path=tmp_path, resolution=EDGE), family, RunTable(steps=1)).funnel.losses
+    [lost] = survey(ImageTable(path=str(tmp_path), resolution=EDGE), family, RunTable(steps=1)).funnel.losses
     assert (lost.station, lost.count) == ("readable", 1)
     assert "not UTF-8" in str(lost)
     assert r"caf\udce9.png" in str(lost)
@@ -137,7 +138,7 @@ def test_files_and_folders_without_permission_are_named(tmp_path: Path, family: 
     (tmp_path / "closed.png").write_bytes(b"")
     (tmp_path / "closed.png").chmod(0)
     (tmp_path / "folder").mkdir(mode=0)
-    found = survey(DatasetTable(path=tmp_path, resolution=EDGE), family, RunTable(steps=1)).funnel.losses
+    found = survey(ImageTable(path=str(tmp_path), resolution=EDGE), family, RunTable(steps=1)).funnel.losses
     assert sorted(lost.reason for lost in found) == [
         "a folder that cannot be listed (Permission denied)",
         "cannot be read (Permission denied)",
@@ -154,7 +155,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, family: SanaFam
         return listing(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    [lost] = survey(DatasetTable(path=tmp_path, resolution=EDGE), family, RunTable(steps=1)).funnel.losses
+    [lost] = survey(ImageTable(path=str(tmp_path), resolution=EDGE), family, RunTable(steps=1)).funnel.losses
     assert str(lost) == "1 not readable: a folder that cannot be listed (Permission denied) (closed/)"
 
 

@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .batch import Batch, Caption, Crop, Field, FieldValue, Ragged, Source, Window
     from .config import Config
+    from .config.datasets import DatasetTable, PixelTable, SampleTable
     from .errors import InputError, PartMissing, RunFailed, TunesmithError
     from .events import Event
-    from .family import Family, FamilyDefaults, FamilyPlugin, Modality, TokenGrid
+    from .family import Family, FamilyDefaults, FamilyPlugin, Modality, Sound, TokenGrid
     from .hooks import Wrapper, hookimpl
+    from .kinds import Kind, KindPlugin, Piece, Probe, Unfit, Unreadable
     from .loss import Loss
     from .media import Media, MediaWriter, Report, SampleRequest
     from .model import Model, TrunkModule, take_rows
     from .paths import InputPath, ModelSource
     from .plugin import Part, Plugin, Settings, Stage
     from .run import Run
+    from .sources import Entry, Listing, SourcePlugin
     from .step import Step
 
 _HOMES = {
@@ -29,14 +32,17 @@ _HOMES = {
     "config": ("Config",),
     "errors": ("InputError", "PartMissing", "RunFailed", "TunesmithError"),
     "events": ("Event",),
-    "family": ("Family", "FamilyDefaults", "FamilyPlugin", "Modality", "TokenGrid"),
+    "config.datasets": ("DatasetTable", "PixelTable", "SampleTable"),
+    "family": ("Family", "FamilyDefaults", "FamilyPlugin", "Modality", "Sound", "TokenGrid"),
     "hooks": ("Wrapper", "hookimpl"),
+    "kinds": ("Kind", "KindPlugin", "Piece", "Probe", "Unfit", "Unreadable"),
     "loss": ("Loss",),
     "media": ("Media", "MediaWriter", "Report", "SampleRequest"),
     "model": ("Model", "TrunkModule", "take_rows"),
     "paths": ("InputPath", "ModelSource"),
     "plugin": ("Part", "Plugin", "Settings", "Stage"),
     "run": ("Run",),
+    "sources": ("Entry", "Listing", "SourcePlugin"),
     "step": ("Step",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -46,6 +52,8 @@ __all__ = [
     "Caption",
     "Config",
     "Crop",
+    "DatasetTable",
+    "Entry",
     "Event",
     "Family",
     "FamilyDefaults",
@@ -54,6 +62,9 @@ __all__ = [
     "FieldValue",
     "InputError",
     "InputPath",
+    "Kind",
+    "KindPlugin",
+    "Listing",
     "Loss",
     "Media",
     "MediaWriter",
@@ -62,19 +73,27 @@ __all__ = [
     "ModelSource",
     "Part",
     "PartMissing",
+    "Piece",
+    "PixelTable",
     "Plugin",
+    "Probe",
     "Ragged",
     "Report",
     "Run",
     "RunFailed",
     "SampleRequest",
+    "SampleTable",
     "Settings",
+    "Sound",
     "Source",
+    "SourcePlugin",
     "Stage",
     "Step",
     "TokenGrid",
     "TrunkModule",
     "TunesmithError",
+    "Unfit",
+    "Unreadable",
     "Window",
     "Wrapper",
     "hookimpl",

@@ -10,6 +10,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+PIXELS, AUDIO = "pixels", "audio"
+"""Inputs that a kind of dataset decodes of a sample's own file; every other input is the role of a companion dataset."""
+
 
 @dataclass(frozen=True)
 class Field:
@@ -18,7 +21,9 @@ class Field:
     `fingerprint` names everything besides the sample that the value depends on: encoder weights and settings.
     `per_sample` values belong to one sample's pixels, geometry and window; the others to one caption, and are shared
     by every sample that has it. `ragged` values differ in their first dimension and are kept without padding.
-    `companions` names the further files that a sample's value is made of, such as its mask; their contents count too.
+    `needs` are the inputs that a per-sample value is made of and that must be decoded for it: `pixels`, `audio` (the
+    sound of the sample's own window), or the role of a companion dataset such as `mask`. `companions` names further
+    files that the value is made of; their contents count too.
     """
 
     key: str
@@ -26,6 +31,7 @@ class Field:
     per_sample: bool
     ragged: bool = False
     companions: Callable[[Source], Sequence[Path]] | None = None
+    needs: tuple[str, ...] = (PIXELS,)
 
 
 @dataclass(frozen=True)
@@ -56,13 +62,21 @@ class Crop:
 
 @dataclass(frozen=True)
 class Source:
-    """What is known of one sample before anything is decoded or encoded."""
+    """What is known of one sample before anything is decoded or encoded.
+
+    `companions` are the files that datasets with `of` pair with this one, by role: its mask, the sound beside a clip.
+    """
 
     dataset: str
     file: Path
     caption: Caption
     crop: Crop
     window: Window | None = None
+    companions: tuple[tuple[str, Path], ...] = ()
+
+    def companion(self, role: str) -> Path | None:
+        """The file that plays a role for this sample, or None."""
+        return dict(self.companions).get(role)
 
     def __str__(self) -> str:
         return f"{self.dataset}:{self.file}"
@@ -105,20 +119,26 @@ FieldValue: TypeAlias = Tensor | Ragged
 
 @dataclass
 class Batch:
-    """Some samples of one bucket, their pixels where an encoder asked for them, and their fields.
+    """Some samples of one bucket, their inputs where an encoder asked for them, and their fields.
 
-    `pixels` are in [-1, 1]: [B, C, H, W] for images, [B, C, F, H, W] for video. While encoding, `wanted` names the
-    fields to fill; a batch of captions alone has captions and no sources.
+    `inputs` are decoded and not encoded, by name: `pixels` in [-1, 1], [B, C, H, W] for images and [B, C, F, H, W] for
+    video; `audio` in [-1, 1], [B, channels, samples]; `mask` in [0, 1], [B, 1, H, W] or [B, 1, F, H, W]. While encoding,
+    `wanted` names the fields to fill; a batch of captions alone has captions and no sources.
     """
 
     sources: tuple[Source, ...] = ()
     captions: tuple[Caption, ...] = ()
-    pixels: Tensor | None = None
+    inputs: dict[str, Tensor] = field(default_factory=dict)
     fields: dict[str, FieldValue] = field(default_factory=dict)
     wanted: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    @property
+    def pixels(self) -> Tensor | None:
+        """The decoded pixels, or None where no encoder asked for them."""
+        return self.inputs.get(PIXELS)
 
     def wants(self, key: str) -> bool:
         """Whether the field is asked for and not there yet."""
@@ -144,9 +164,9 @@ class Batch:
         return self.fields[key]
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch with pixels and fields on another device."""
-        pixels = None if self.pixels is None else moved(self.pixels, device)
+        """The same batch with inputs and fields on another device."""
+        inputs = {key: moved(value, device) for key, value in self.inputs.items()}
         fields: dict[str, FieldValue] = {
             key: value.to(device) if isinstance(value, Ragged) else moved(value, device) for key, value in self.fields.items()
         }
-        return Batch(self.sources, self.captions, pixels, fields, self.wanted)
+        return Batch(self.sources, self.captions, inputs, fields, self.wanted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -48,6 +48,15 @@ class FamilyDefaults:
     """The block whose hidden states are compared with those of a vision encoder."""
 
 
+@dataclass(frozen=True)
+class Sound:
+    """The sound that a family is trained with, beside its clips; `required` where it cannot be trained without."""
+
+    sample_rate: int
+    channels: int
+    required: bool
+
+
 class Family(ABC):
     """Facts about one checkpoint of a family: shapes, names, rules. Nothing here touches a weight."""
 
@@ -66,6 +75,17 @@ class Family(ABC):
     """The shift of the checkpoint's own sigma schedule, used where `[noise] shift` is not given."""
     timestep_scale: float = 1000.0
     """What the model is given is sigma times this."""
+
+    sound: Sound | None = None
+    """The sound that clips are trained with, or None."""
+    image_to_video: bool = False
+    """Whether a clip can be trained with its first frame given: its sigma 0, and no loss on it."""
+    caption_tokens: int | None = None
+    """How many tokens of a caption the text encoder reads, or None where that is not known."""
+
+    def count_tokens(self, captions: Sequence[str]) -> list[int] | None:
+        """How many tokens each caption has, as `caption_tokens` counts them; None where the tokenizer cannot be had here."""
+        return None
 
     def round_frames(self, frames: int) -> int:
         """The nearest number of frames, downwards, that the family can encode; images have one."""

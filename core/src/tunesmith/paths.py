@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 
 def _base(info: ValidationInfo | None) -> Path:
@@ -37,6 +38,24 @@ def _resolve_source(value: str, info: ValidationInfo) -> str:
 def _resolve_output(value: Path) -> Path:
     return _resolve_path(value, None)
 
+
+def _as_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _resolve_data(value: str, info: ValidationInfo) -> str:
+    if not value.strip():
+        raise ValueError("should name a folder, a file list or a URL")
+    return value if is_url(value) else str(_resolve_path(Path(value), info))
+
+
+def is_url(path: str) -> bool:
+    """Whether a dataset's path is a URL such as s3://bucket/folder, and no path of this machine."""
+    return bool(re.match(r"[a-z][a-z0-9+.-]+://", path))
+
+
+DataPath: TypeAlias = Annotated[str, BeforeValidator(_as_text), AfterValidator(_resolve_data)]
+"""Where a dataset's files are: a URL, or a path relative to the config file's folder."""
 
 InputPath: TypeAlias = Annotated[Path, AfterValidator(_resolve_path)]
 """A file or folder that a setting names; validation makes it relative to the config file's folder."""

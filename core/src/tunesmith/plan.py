@@ -85,7 +85,7 @@ def make_plan(config: Config) -> Plan:
     cast = assemble(config)
     family = cast.family
     datasets = look_at_data(config, family)
-    order = Order(datasets, config.run.seed, cached=config.run.cache)
+    order = Order(datasets, config.run.seed, cached=bool(config.run.cache))
     steps = total_steps(config, order)
     adapts = any(plugin.stage is Stage.ADAPT for plugin in cast.hooks.plugins)
     buckets = sorted({bucket for dataset in datasets for bucket in dataset.buckets})

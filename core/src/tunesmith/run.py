@@ -20,6 +20,7 @@ from .step import Step
 
 if TYPE_CHECKING:
     from .config import Config
+    from .data.dataset import Dataset
     from .data.hashing import FileHashes
     from .engine import Engine
     from .hooks import HookCaller
@@ -32,7 +33,7 @@ class Run:
     """One run: its config, family, model, device, directory, and the step being computed.
 
     Two runs in one process share nothing. `step` counts finished optimizer steps; `current` is the step from before
-    `compute_loss` until its backward is done, and None otherwise.
+    `compute_loss` until its backward is done, and None otherwise. `datasets` are those whose files are samples, by name.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Run:
         self.directory = directory
         self.file_hashes = file_hashes
         self.progress = progress
+        self.datasets: Mapping[str, Dataset] = {}
         self.total_steps = 0
         self.step = 0
         self.current: Step | None = None

@@ -15,6 +15,8 @@ from . import checkpoints
 from .batch import Field, Source
 from .builtin import Core, CoreSettings, CoreWithObjective
 from .config import Config, ConfigErrors, Problem
+from .config.datasets import SampleTable
+from .config.together import belongs_to
 from .contract import CORE, implementations
 from .data.cache import Cache
 from .data.dataset import Dataset, scan
@@ -80,6 +82,8 @@ def look_at_data(config: Config, family: Family) -> list[Dataset]:
     datasets: list[Dataset] = []
     problems: list[Problem] = []
     for number, table in enumerate(config.datasets):
+        if not isinstance(table, SampleTable) or belongs_to(table) is not None:
+            continue
         try:
             datasets.append(scan(table, family, config.run))
         except InputError as error:
@@ -145,6 +149,7 @@ def _carry_out(run: Run, datasets: Sequence[Dataset], checkpoint: Path | None, c
     """The phases: encode, load, resume, train, save."""
     config, progress = run.config, run.progress
     run.emit("start", run=run.directory.name, resumed_from=str(checkpoint) if checkpoint else None)
+    run.datasets = {dataset.name: dataset for dataset in datasets}
     fields = _fields(run)
     order = Order(datasets, config.run.seed, cached=cache is not None)
     _encode(run, order, fields, cache)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from tunesmith.config.tables import CheckpointsTable, DatasetTable, FileStem, OptimizerTable, ValidationTable, as_stem
+from tunesmith.config.datasets import ImageTable
+from tunesmith.config.tables import CheckpointsTable, FileStem, OptimizerTable, ValidationTable, as_stem
 
 
 @pytest.mark.parametrize(
@@ -77,5 +78,5 @@ def test_sizes_are_written_one_way(size):
 )
 def test_a_resolution_in_the_wrong_unit_is_told(settings, complaint):
     with pytest.raises(ValidationError, match=re.escape(complaint)):
-        DatasetTable.model_validate({"path": "somewhere", **settings})
-    assert DatasetTable.model_validate({"path": "somewhere", "resolution": 0.5, "resolution_type": "area"}).resolution == 0.5
+        ImageTable.model_validate({"path": "somewhere", **settings})
+    assert ImageTable.model_validate({"path": "somewhere", "resolution": 0.5, "resolution_type": "area"}).resolution == 0.5

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from tunesmith import Batch, Family, FamilyDefaults, Field, Modality, Ragged, TokenGrid
-from tunesmith.config.tables import DatasetTable, RunTable
+from tunesmith.config.datasets import ImageTable
+from tunesmith.config.tables import RunTable
 from tunesmith.data.dataset import Dataset, scan
 from tunesmith.data.hashing import FileHashes
 from tunesmith.data.order import Order
@@ -47,8 +48,8 @@ class Facts(Family):
         raise NotImplementedError
 
 
-def table(folder: Path, **settings: Any) -> DatasetTable:
-    return DatasetTable(path=folder, **{"captions": "filename", **settings})
+def table(folder: Path, **settings: Any) -> ImageTable:
+    return ImageTable(path=str(folder), **{"captions": "filename", **settings})
 
 
 def run_table(batch_size: int = 2) -> RunTable:

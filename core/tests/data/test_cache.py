@@ -181,28 +181,26 @@ def test_two_writers_and_a_reader_share_a_folder(tmp_path):
 
 
 def test_keys_differ_in_everything_that_a_value_depends_on():
-    base = sample_key(LATENTS, "hash", CROP)
+    base = sample_key(LATENTS, "image-1", "hash", CROP)
     others = [
-        sample_key(Field("latents", "vae-2", per_sample=True), "hash", CROP),
-        sample_key(Field("other", "vae-1", per_sample=True), "hash", CROP),
-        sample_key(LATENTS, "hash2", CROP),
-        sample_key(LATENTS, "hash", Crop((40, 32), (32, 32), (5, 0))),
-        sample_key(LATENTS, "hash", Crop((41, 32), (32, 32), (4, 0))),
-        sample_key(LATENTS, "hash", CROP, Window(0, 9, 16)),
-        sample_key(LATENTS, "hash", CROP, Window(1, 9, 16)),
+        sample_key(Field("latents", "vae-2", per_sample=True), "image-1", "hash", CROP),
+        sample_key(Field("other", "vae-1", per_sample=True), "image-1", "hash", CROP),
+        sample_key(LATENTS, "image-1", "hash2", CROP),
+        sample_key(LATENTS, "image-1", "hash", Crop((40, 32), (32, 32), (5, 0))),
+        sample_key(LATENTS, "image-1", "hash", Crop((41, 32), (32, 32), (4, 0))),
+        sample_key(LATENTS, "image-1", "hash", CROP, Window(0, 9, 16)),
+        sample_key(LATENTS, "image-1", "hash", CROP, Window(1, 9, 16)),
         caption_key(PROMPT, Caption("a")),
         caption_key(PROMPT, Caption("a", negative=True)),
         caption_key(PROMPT, Caption("b")),
         caption_key(Field("prompt", "text-2", per_sample=False), Caption("a")),
     ]
     assert len({base, *others}) == len(others) + 1
-    assert base == sample_key(LATENTS, "hash", CROP)
+    assert base == sample_key(LATENTS, "image-1", "hash", CROP)
 
 
-def test_keys_change_with_the_transform_of_pixels(monkeypatch):
-    before = sample_key(LATENTS, "hash", CROP)
-    monkeypatch.setattr(module, "TRANSFORM", "image-2")
-    assert sample_key(LATENTS, "hash", CROP) != before
+def test_keys_change_with_the_recipe_of_inputs():
+    assert sample_key(LATENTS, "image-1", "hash", CROP) != sample_key(LATENTS, "image-2", "hash", CROP)
 
 
 def test_locks_that_do_not_work_are_told_with_the_setting(tmp_path):

@@ -110,7 +110,7 @@ def test_small_buckets_are_lost_and_remainders_counted(tmp_path):
     assert dataset.buckets == {(32, 32, 1): list(range(7))}
     assert (dataset.funnel.batches, dataset.funnel.drawn, dataset.funnel.left_over) == (2, 6, 1)
     examples = ["wide00.png with 2 in 64x16", "wide01.png with 2 in 64x16"]
-    assert losses(dataset) == {("bucketed", "the bucket has too few samples for a batch of 3"): (2, examples)}
+    assert losses(dataset) == {("batched", "the bucket has too few samples for a batch of 3"): (2, examples)}
     assert json.loads(json.dumps(dataset.funnel.as_json()))["counts"] == {
         "found": 9,
         "readable": 9,

@@ -5,9 +5,9 @@ import torch
 
 from core.tests.data.support import FIELDS, CountingRun, Quiet, ordered, picture, pictures
 from tunesmith import Caption, Field, InputError, Ragged, RunFailed
-from tunesmith.data import encode as module
 from tunesmith.data.cache import Cache, sample_key
-from tunesmith.data.encode import encode_now, fill, read_caption_fields
+from tunesmith.data.dataset import Dataset
+from tunesmith.data.encode import fill, read_caption_fields
 from tunesmith.data.images import load_pixels
 
 
@@ -30,7 +30,7 @@ def test_every_field_of_every_sample_and_caption_is_stored(tmp_path, run, cache)
     assert run.encoded == {"latents": 5, "edges": 5, "prompt": 5, "length": 5}
     assert progress.stages == {"encoding captions": [5, 5], "hashing files": [5, 5], "encoding samples": [5, 5]}
     for source in order.all_sources():
-        key = sample_key(FIELDS[0], run.file_hashes.of(source.file), source.crop)
+        key = sample_key(FIELDS[0], "image-1", run.file_hashes.of(source.file), source.crop)
         assert torch.equal(cache.get(key), load_pixels(source).mean(dim=(1, 2)))
 
 
@@ -57,7 +57,7 @@ def test_a_full_cache_decodes_and_encodes_nothing(tmp_path, run, cache, monkeypa
     order = ordered(tmp_path / "set")
     fill(run, cache, FIELDS, order, order.all_captions(), Quiet())
     run.encoded.clear()
-    monkeypatch.setattr(module, "load_pixels", lambda source: pytest.fail("decoded"))
+    monkeypatch.setattr(Dataset, "load", lambda self, source, need: pytest.fail("decoded"))
     fill(run, cache, FIELDS, order, order.all_captions(), Quiet())
     assert run.encoded == {}
 
@@ -81,7 +81,7 @@ def test_only_new_files_new_captions_and_changed_encoders_are_encoded(tmp_path, 
 def test_fields_of_captions_alone_decode_no_pixels(tmp_path, run, cache, monkeypatch):
     pictures(tmp_path / "set", 2)
     order = ordered(tmp_path / "set")
-    monkeypatch.setattr(module, "load_pixels", lambda source: pytest.fail("decoded"))
+    monkeypatch.setattr(Dataset, "load", lambda self, source, need: pytest.fail("decoded"))
     fill(run, cache, FIELDS[2:], order, order.all_captions(), Quiet())
     assert run.encoded == {"prompt": 2, "length": 2}
 
@@ -139,7 +139,7 @@ def test_values_that_are_not_finite_stop_and_are_not_stored(tmp_path, run, cache
     monkeypatch.setattr(run, "encode_batch", overflow)
     with pytest.raises(RunFailed, match=r"'latents' of set:.*01.png is not finite"):
         fill(run, cache, FIELDS[:1], order, (), Quiet())
-    assert cache.contains_many(sample_key(FIELDS[0], run.file_hashes.of(s.file), s.crop) for s in order.all_sources()) == set()
+    assert cache.contains_many(sample_key(FIELDS[0], "image-1", run.file_hashes.of(s.file), s.crop) for s in order.all_sources()) == set()
 
 
 def test_what_was_encoded_before_a_failure_is_kept(tmp_path, run, cache, monkeypatch):
@@ -178,12 +178,3 @@ def test_the_fields_of_one_caption_are_a_batch_of_one(tmp_path, run, cache, cach
 def test_a_caption_that_was_never_encoded_is_missed_by_name(tmp_path, run, cache):
     with pytest.raises(RunFailed, match="no longer holds what was encoded of 'dog'"):
         read_caption_fields(run, cache, FIELDS, Caption("dog"))
-
-
-def test_encoding_now_gives_what_the_cache_would(tmp_path, run, cache):
-    pictures(tmp_path / "set", 2)
-    order = ordered(tmp_path / "set")
-    sources = order.batch(0)
-    batch = encode_now(run, sources, FIELDS)
-    torch.testing.assert_close(batch.tensor("latents"), torch.stack([load_pixels(source).mean(dim=(1, 2)) for source in sources]))
-    assert len(batch.ragged("prompt").values) == 2

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from tunesmith import Caption, Crop, Source
-from tunesmith.data.images import Unreadable, load_pixels, probe
+from tunesmith.data.images import load_pixels, probe
+from tunesmith.kinds import Unreadable
 
 RED, WHITE = (1.0, -1.0, -1.0), (1.0, 1.0, 1.0)
 

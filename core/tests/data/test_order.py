@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -12,6 +11,8 @@ from tunesmith.data.dataset import Dataset, Sample, survey
 from tunesmith.data.funnel import Funnel
 from tunesmith.data.geometry import Target
 from tunesmith.data.order import Order
+from tunesmith.data.pictures import ImageKind
+from tunesmith.kinds import Piece, Probe
 
 
 def files(order, epoch):
@@ -158,8 +159,9 @@ def test_datasets_of_one_name_are_refused(tmp_path):
 
 def test_a_hundred_thousand_samples_are_ordered_in_well_under_a_second(tmp_path):
     targets = [Target((256 + 32 * step, 512), (512, 512), 1.0) for step in range(10)]
-    samples = [Sample(Path(f"{number}.png"), f"{number}.png", ("",), (512, 512), targets[number % 10]) for number in range(100_000)]
-    order = Order([Dataset(table(tmp_path), "many", 4, samples, Funnel("many", len(samples)))], 0, cached=True)
+    samples = [Sample(f"{number}.png", f"{number}.png", ("",), Probe(512, 512), Piece(targets[number % 10])) for number in range(100_000)]
+    of = table(tmp_path)
+    order = Order([Dataset(of, ImageKind(of, Facts()), "many", 4, samples, Funnel("many", len(samples)))], 0, cached=True)
     begin = time.process_time()
     order.batch(order.batches_per_epoch * 3 + 17)
     assert time.process_time() - begin < 0.5

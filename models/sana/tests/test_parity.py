@@ -33,7 +33,7 @@ def test_latents_are_the_autoencoders_times_the_scaling_factor(twin: Path, pipe:
     sana, run = plugin(twin), make_run()
     load(sana, run, Part.ENCODERS)
     image = pixels(2, 64, 96)
-    batch = sana.encode_batch(run, Batch(captions=CAPTIONS[:2], pixels=image, wanted=frozenset({"latents"})))
+    batch = sana.encode_batch(run, Batch(captions=CAPTIONS[:2], inputs={"pixels": image}, wanted=frozenset({"latents"})))
     with torch.no_grad():
         expected = pipe.vae.encode(image).latent * 0.41407
     assert batch.tensor("latents").shape == (2, *sana.family().latent_shape(1, 64, 96))

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..ordering import ordered
 from ..plugin import Plugin, Settings
 from ..words import bare, shown
+from .datasets import CORE_TABLES
 from .faults import not_a_table, validate
 from .lines import Key
 from .problems import Findings
@@ -36,6 +37,7 @@ def read_cast(data: Mapping[str, Any], known: Installed, base: Path, findings: F
     casting = _Casting(known, base, findings)
     casting.read_family(data.get("model"))
     casting.read_plugins(data.get("plugins", {}))
+    casting.read_datasets(data.get("datasets", []))
     casting.check_relations()
     if casting.cast.family and len(casting.cast.classes) == len(casting.keys):  # otherwise what is missing has been told
         casting.check_together()
@@ -101,6 +103,30 @@ class _Casting:
             plugin = self._load(name, key)
             if plugin is not None:
                 self._admit(name, plugin, {key: value for key, value in table.items() if key != "enabled"})
+
+    def read_datasets(self, tables: Any) -> None:
+        """Switch on the plugins that datasets name as their kind or source."""
+        from ..kinds import KindPlugin  # which bring torch
+        from ..sources import SourcePlugin
+
+        for number, table in enumerate(tables if isinstance(tables, list) else ()):
+            if not isinstance(table, dict):
+                continue
+            kind, source = table.get("kind"), table.get("source")
+            if isinstance(kind, str) and kind not in CORE_TABLES:
+                self._read_asked_for(kind, ("datasets", number, "kind"), KindPlugin, "brings no kind of dataset")
+            if isinstance(source, dict) and isinstance(source.get("plugin"), str):
+                self._read_asked_for(source["plugin"], ("datasets", number, "source", "plugin"), SourcePlugin, "lists no files")
+
+    def _read_asked_for(self, name: str, key: Key, base: type[Plugin[Any]], otherwise: str) -> None:
+        plugin = self.cast.classes.get(name)
+        if plugin is None and name not in self.keys:
+            self.keys[name] = key
+            plugin = self._load(name, key)
+            if plugin is not None and issubclass(plugin, base):
+                self._admit(name, plugin, {})
+        if plugin is not None and not issubclass(plugin, base):
+            self.findings.add(key, f"plugin {name!r} {otherwise}; `tune plugins` tells what each is for")
 
     def _load(self, name: str, key: Key) -> type[Plugin[Any]] | None:
         """Import a plugin; None, with the reasons among the findings, if it cannot take part."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from ..discovery import installed
 from ..plugin import Plugin, Settings
 from ..words import bare, nearest, shown
 from .casting import read_cast
+from .datasets import CORE_TABLES, DatasetTable
 from .faults import not_a_table, validate
 from .lines import Key, index
 from .optimizers import optimizer_problems
@@ -22,7 +22,6 @@ from .problems import ConfigErrors, Findings, Problem, Source
 from .prompts import read_prompts
 from .tables import (
     CheckpointsTable,
-    DatasetTable,
     LossTable,
     NoiseTable,
     OptimizerTable,
@@ -30,6 +29,7 @@ from .tables import (
     ValidationTable,
     as_stem,
 )
+from .together import together
 
 SINGLE_TABLES: dict[str, type[Settings]] = {
     "run": RunTable,
@@ -115,7 +115,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     _check_names(data, known, findings)
     single = {name: _single(name, kind, data, path.parent, findings) for name, kind in SINGLE_TABLES.items()}
     cast = read_cast(data, known, path.parent, findings)
-    datasets = _datasets(data, path.parent, findings)
+    datasets = _datasets(data, path.parent, cast.classes, findings)
     prompts = read_prompts(single["validation"], findings) if single["validation"] is not None else {}
     findings.stop_if_any()
     return Config(
@@ -208,37 +208,51 @@ def _single(name: str, kind: type[Settings], data: Mapping[str, Any], base: Path
     return table
 
 
-def _datasets(data: Mapping[str, Any], base: Path, findings: Findings) -> tuple[DatasetTable, ...]:
+def _datasets(data: Mapping[str, Any], base: Path, classes: Mapping[str, Any], findings: Findings) -> tuple[DatasetTable, ...]:
     """The datasets that are right, each with its name."""
     raw = data.get("datasets", [])
     if not isinstance(raw, list):
-        single = "should stand in double brackets, [[datasets]], once for each folder of training data"
+        single = "should stand in double brackets, [[datasets]], once for each dataset"
         findings.add(("datasets",), single if isinstance(raw, dict) else not_a_table(raw, "[[datasets]]"))
         return ()
     if not raw:
-        findings.add(("datasets",), 'missing table; write [[datasets]] with path = "..." for each folder of training data')
+        findings.add(("datasets",), 'missing table; write [[datasets]] with path = "..." for each dataset')
     tables: dict[int, DatasetTable] = {}
     for number, entry in enumerate(raw):
         if not isinstance(entry, dict):
             findings.add(("datasets", number), not_a_table(entry, "[[datasets]]"))
             continue
-        table, faults = validate(DatasetTable, entry, base)
+        kind = _table_type(entry, classes)
+        if kind is None:  # what is wrong with it has been told
+            continue
+        table, faults = validate(kind, entry, base)
+        if table is not None and table.source is not None:
+            table, more = _with_source(table, classes, base)
+            faults += more
         for key, message in faults:
             findings.add(("datasets", number, *key), message)
         if table is not None:
-            folder = os.path.basename(os.path.realpath(table.path))
-            tables[number] = table.model_copy(update={"name": table.name or as_stem(folder, "dataset")})
-    for number, name, earlier in _same_names(tables):
-        message = f"name {name!r} is taken by dataset number {earlier + 1}; set name = ... to tell them apart"
-        findings.add(("datasets", number, "name"), message)
+            tables[number] = table.named()
+    for number, key, message in together(tables):
+        findings.add(("datasets", number, *key), message)
     return tuple(tables.values())
 
 
-def _same_names(tables: Mapping[int, DatasetTable]) -> Iterator[tuple[int, str, int]]:
-    """(number, name, number of the first dataset of that name); names are file names, so case does not count."""
-    first: dict[str, int] = {}
-    for number, table in tables.items():
-        name = table.name or ""
-        earlier = first.setdefault(name.lower(), number)
-        if earlier != number:
-            yield number, name, earlier
+def _table_type(entry: Mapping[str, Any], classes: Mapping[str, Any]) -> type[DatasetTable] | None:
+    """The table of the kind that an entry names; pictures if it names none, or nothing that could be a name."""
+    name = entry.get("kind", "image")
+    if not isinstance(name, str) or name in CORE_TABLES:
+        return CORE_TABLES[name if isinstance(name, str) else "image"]
+    kind = getattr(classes.get(name), "kind", None)
+    return None if kind is None else kind.table_type
+
+
+def _with_source(table: DatasetTable, classes: Mapping[str, Any], base: Path) -> tuple[DatasetTable | None, list[tuple[Key, str]]]:
+    """The table with the settings of its source as its plugin reads them."""
+    source = dict(table.source or {})
+    kind = getattr(classes.get(source["plugin"]), "source_type", None)
+    if kind is None:  # what is wrong with it has been told
+        return None, []
+    settings, faults = validate(kind, {key: value for key, value in source.items() if key != "plugin"}, base)
+    found = [(("source", *key), message) for key, message in faults]
+    return (None if settings is None else table.model_copy(update={"source": {"plugin": source["plugin"], **settings.model_dump()}})), found

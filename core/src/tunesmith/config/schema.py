@@ -8,9 +8,8 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from ..discovery import load_class
-from ..plugin import Settings
+from .datasets import CORE_TABLES, DatasetTable
 from .load import SINGLE_TABLES
-from .tables import DatasetTable
 
 _REF = "#/$defs/{model}"
 
@@ -24,14 +23,14 @@ def schema(names: Iterable[str]) -> dict[str, Any]:
 
     classes = {name: load_class(name) for name in names}
     families = {name for name, plugin in classes.items() if issubclass(plugin, FamilyPlugin)}
-    tables: dict[str, type[Settings]] = {**SINGLE_TABLES, "datasets": DatasetTable}
+    datasets: dict[str, type[DatasetTable]] = {**CORE_TABLES, **_kinds(classes)}
     plugins = {name: plugin.settings_type for name, plugin in classes.items()}
-    kinds = {*tables.values(), *plugins.values()}
+    kinds = {*SINGLE_TABLES.values(), *datasets.values(), *plugins.values()}
     references, definitions = models_json_schema([(kind, "validation") for kind in sorted(kinds, key=_identity)], ref_template=_REF)
     found = {kind: dict(reference) for (kind, _), reference in references.items()}
     defined: dict[str, Any] = definitions.get("$defs", {})
     properties: dict[str, Any] = {name: found[kind] for name, kind in SINGLE_TABLES.items()}
-    properties["datasets"] = {"type": "array", "items": found[DatasetTable], "minItems": 1}
+    properties["datasets"] = {"type": "array", "items": {"anyOf": [found[datasets[name]] for name in sorted(datasets)]}, "minItems": 1}
     models = [_with(defined, found[plugins[name]], {"family": {"const": name}}, ["family"]) for name in sorted(families)]
     any_model = {"type": "object", "required": ["family"], "properties": {"family": {"type": "string"}}}
     properties["model"] = {"oneOf": models} if models else any_model
@@ -50,6 +49,11 @@ def schema(names: Iterable[str]) -> dict[str, Any]:
         "additionalProperties": False,
         "$defs": defined,
     }
+
+
+def _kinds(classes: Mapping[str, Any]) -> dict[str, type[DatasetTable]]:
+    """The tables of the kinds of datasets that plugins bring."""
+    return {name: plugin.kind.table_type for name, plugin in classes.items() if hasattr(plugin, "kind")}
 
 
 def _with(defined: Mapping[str, Any], reference: Mapping[str, Any], extra: Mapping[str, Any], required: list[str]) -> dict[str, Any]:

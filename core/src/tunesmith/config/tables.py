@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 _STEM = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
-_STEPS = 10**9
+MOST_STEPS = 10**9
 """More steps than any run makes, and few enough for arithmetic."""
 _SIZE = r"[1-9]\d{0,4}x[1-9]\d{0,4}"
 
@@ -66,9 +66,9 @@ class RunTable(Settings):
     """Name of the run directory; when not given the config file's, without its ending, or its folder's if that is `config`."""
     output: OutputPath = Path("runs")
     """Folder of all run directories, relative to where `tune` is started."""
-    steps: int | None = Field(None, ge=1, le=_STEPS)
+    steps: int | None = Field(None, ge=1, le=MOST_STEPS)
     """Length of the run in optimizer steps; give steps or epochs, not both."""
-    epochs: int | None = Field(None, ge=1, le=_STEPS)
+    epochs: int | None = Field(None, ge=1, le=MOST_STEPS)
     """Length of the run in passes over the data; give steps or epochs, not both."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Every random draw is a function of this seed and its position in the run."""
@@ -86,11 +86,15 @@ class RunTable(Settings):
     """`auto` takes CUDA or ROCm, then MPS, then the CPU; or a torch device such as `cuda:1`."""
     deterministic: bool = False
     """Ask torch for deterministic kernels, so that a resumed run on CUDA is bit-equal too."""
-    cache: bool = True
-    """Encode latents and prompts once, before the trained model is loaded; false encodes on the fly."""
+    cache: Literal[True, False, "memory"] = True
+    """Encode latents and prompts once, before the trained model is loaded; `memory` keeps them there, false encodes on the fly."""
+    cache_compression: Literal["auto", "zstd", "none"] = "auto"
+    """How cache entries are compressed; auto takes zstd where it makes an entry at least a tenth smaller."""
+    latents: Literal["mean", "sample"] = "mean"
+    """Train on the autoencoder's mean, or on draws from its distribution, another one each time; for families that have one."""
     cache_dir: OutputPath = Path("cache")
     """Folder of the cache, relative to where `tune` is started; may be shared by all runs."""
-    log_every: int = Field(10, ge=1, le=_STEPS)
+    log_every: int = Field(10, ge=1, le=MOST_STEPS)
     """Steps between two reports of the loss."""
 
     @model_validator(mode="after")
@@ -141,11 +145,11 @@ class OptimizerTable(Settings):
     """Learning rate after warmup."""
     schedule: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = "constant"
     """How the learning rate falls after the warmup, reaching `end` times `lr` at the last step."""
-    warmup: int = Field(0, ge=0, le=_STEPS)
+    warmup: int = Field(0, ge=0, le=MOST_STEPS)
     """Optimizer steps over which the learning rate rises linearly from 0."""
     end: float = Field(0.0, ge=0, le=1)
     """Share of `lr` at which a falling schedule ends."""
-    cycles: int = Field(1, ge=1, le=_STEPS)
+    cycles: int = Field(1, ge=1, le=MOST_STEPS)
     """cosine_with_restarts: number of cosines."""
     power: float = Field(1.0, gt=0)
     """polynomial: exponent."""
@@ -169,68 +173,19 @@ class OptimizerTable(Settings):
         return dict(self.model_extra or {})
 
 
-class DatasetTable(Settings):
-    """`[[datasets]]`: one folder of pictures with captions."""
-
-    name: FileStem | None = None
-    """Name in messages and in the cache; the folder's name when not given."""
-    kind: Literal["image"] = "image"
-    """What the files are."""
-    path: InputPath
-    """Folder of jpg, png and webp files, searched with its subfolders; relative to the config file."""
-    captions: Literal["textfile", "filename", "instance"] = "textfile"
-    """Caption from a .txt file beside the image (each line an alternative), from its file name, or `instance_prompt`."""
-    instance_prompt: str | None = None
-    """The one caption of every image, with `captions = "instance"`."""
-    caption_dropout: float = Field(0.0, ge=0, le=1)
-    """Share of samples that are trained with an empty caption."""
-    resolution: Annotated[float, Field(gt=0)] | None = None
-    """Target size: pixels of an edge, or megapixels with `resolution_type = "area"`; the family's own when not given."""
-    resolution_type: Literal["pixel", "area", "pixel_area"] = "pixel_area"
-    """pixel: the shorter edge; area: megapixels; pixel_area: the area of a square with this edge."""
-    bucket_rounding: int = Field(2, ge=0, le=4)
-    """Decimals of the aspect ratio by which images are put into one bucket."""
-    crop: Literal["center", "random"] = "center"
-    """What is cut off to reach the bucket's size."""
-    crop_aspect: Literal["preserve", "square"] = "preserve"
-    """preserve: buckets by aspect ratio; square: everything is cropped square."""
-    variants: int = Field(1, ge=1, le=1000)
-    """With a cache and random crops: how many crops of each image are drawn and kept."""
-    repeats: int = Field(1, ge=1, le=10_000)
-    """How often each sample is seen in one epoch."""
-    batch_size: int | None = Field(None, ge=1, le=65_536)
-    """Samples in one micro-batch of this dataset; `[run] batch_size` when not given."""
-    oversubscribe: bool = False
-    """Repeat samples of a bucket that is smaller than a batch until it fills one."""
-
-    @model_validator(mode="after")
-    def _sensible_resolution(self) -> DatasetTable:
-        smallest, largest, unit = (0.001, 400.0, "megapixels") if self.resolution_type == "area" else (8, 20_000, "pixels")
-        if self.resolution is not None and not smallest <= self.resolution <= largest:
-            other = "" if self.resolution_type == "area" or self.resolution >= smallest else '; megapixels need resolution_type = "area"'
-            raise ValueError(f"resolution = {self.resolution:g} should be {smallest:g} to {largest:g} {unit}{other}")
-        return self
-
-    @model_validator(mode="after")
-    def _instance(self) -> DatasetTable:
-        if (self.captions == "instance") != (self.instance_prompt is not None):
-            raise ValueError('`captions = "instance"` and `instance_prompt` go together')
-        return self
-
-
 class CheckpointsTable(Settings):
     """`[checkpoints]`: how often the run is saved, and how many are kept."""
 
-    every: OrOff[Annotated[int, Field(ge=1, le=_STEPS)]] = 500
+    every: OrOff[Annotated[int, Field(ge=1, le=MOST_STEPS)]] = 500
     """Optimizer steps between two checkpoints; false saves at the end of the run only, which is always saved."""
-    keep: int | None = Field(None, ge=1, le=_STEPS)
+    keep: int | None = Field(None, ge=1, le=MOST_STEPS)
     """Keep only the newest so many; all when not given. Surplus ones go after a new one is complete."""
 
 
 class ValidationTable(Settings):
     """`[validation]`: pictures made while training; without prompts there are none."""
 
-    every: OrOff[Annotated[int, Field(ge=1, le=_STEPS)]] = None
+    every: OrOff[Annotated[int, Field(ge=1, le=MOST_STEPS)]] = None
     """Optimizer steps between two validations; only first and last when not given or false."""
     at_start: bool = True
     """Also before the first step: the untrained model, to compare with."""

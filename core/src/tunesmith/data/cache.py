@@ -23,7 +23,6 @@ from torch import Tensor
 from ..batch import Caption, Crop, Field, Window
 from ..errors import InputError
 from .database import explained, open_database
-from .images import TRANSFORM
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, shard TEXT, offset INT, length INT, checksum BLOB) WITHOUT ROWID;
@@ -230,9 +229,9 @@ class Cache:
             self.on_damage(f"a cache entry in {self.folder / place.shard} is damaged and was forgotten; it is made anew when next encoded")
 
 
-def sample_key(field: Field, file_hash: str, crop: Crop, window: Window | None = None) -> str:
-    """The key of a per-sample field: what the encoder is, the file's bytes, how pixels are made of them, and which part."""
-    return _key("sample", field.key, field.fingerprint, TRANSFORM, file_hash, repr(crop), repr(window))
+def sample_key(field: Field, recipe: str, file_hash: str, crop: Crop, window: Window | None = None) -> str:
+    """The key of a per-sample field: what the encoder is, how its inputs are made, the files' bytes, and which part of them."""
+    return _key("sample", field.key, field.fingerprint, recipe, file_hash, repr(crop), repr(window))
 
 
 def caption_key(field: Field, caption: Caption) -> str:

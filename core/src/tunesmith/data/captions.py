@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from ..config.tables import DatasetTable
+from ..config.datasets import SampleTable
 
 MOST_BYTES = 2**20
 """A larger .txt file holds no captions but something else."""
@@ -15,7 +15,7 @@ class NoCaption(Exception):
     """Why a file has no caption; the sample is left out and counted."""
 
 
-def captions_of(file: Path, table: DatasetTable) -> tuple[str, ...]:
+def captions_of(file: Path, table: SampleTable) -> tuple[str, ...]:
     """The captions that a sample may have, at least one; NoCaption with the reason if there is none.
 
     textfile: the lines of the .txt file beside the picture, stripped, without empty ones. filename: the name without

@@ -8,15 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..batch import Batch, Caption, Field, FieldValue, Ragged, Source
 from ..errors import RunFailed
+from ..kinds import Unreadable
 from .cache import Cache, caption_key, sample_key
-from .images import Unreadable, load_pixels
+from .dataset import Dataset
 from .order import Order
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 DECODERS = min(8, os.cpu_count() or 1)
 """Threads that decode pictures."""
 T = TypeVar("T")
+Inputs: TypeAlias = dict[str, Tensor]
 AHEAD = 2
 """Batches whose pictures are being decoded while one is encoded."""
 
@@ -76,19 +78,15 @@ def read_caption_fields(run: Run, cache: Cache | None, fields: Sequence[Field], 
     return {field.key: collate(field, [values[keys[field.key]]]) for field in wanted}
 
 
-def encode_now(run: Run, sources: Sequence[Source], fields: Sequence[Field]) -> Batch:
-    """Decode and encode one batch without a cache; Unreadable if a file cannot be decoded."""
-    return encode(run, decoded(sources, fields))
+def needs_of(fields: Iterable[Field]) -> tuple[str, ...]:
+    """The inputs that these fields are made of, once each."""
+    return tuple(dict.fromkeys(need for field in fields if field.per_sample for need in field.needs))
 
 
-def decoded(sources: Sequence[Source], fields: Sequence[Field]) -> Batch:
-    """A batch with pixels on the CPU that wants all fields; Unreadable if a file cannot be decoded."""
-    return batch_of(sources, [load_pixels(source) for source in sources], [field.key for field in fields])
-
-
-def batch_of(sources: Sequence[Source], pixels: Sequence[Tensor], wanted: Iterable[str]) -> Batch:
-    """A batch of sources whose pixels were decoded."""
-    return Batch(tuple(sources), tuple(source.caption for source in sources), torch.stack(list(pixels)), wanted=frozenset(wanted))
+def batch_of(sources: Sequence[Source], inputs: Sequence[Mapping[str, Tensor]], wanted: Iterable[str]) -> Batch:
+    """A batch of sources whose inputs were decoded."""
+    stacked = {need: torch.stack([of_source[need] for of_source in inputs]) for need in inputs[0]}
+    return Batch(tuple(sources), tuple(source.caption for source in sources), stacked, wanted=frozenset(wanted))
 
 
 def encode(run: Run, batch: Batch) -> Batch:
@@ -137,22 +135,25 @@ def _fill_samples(run: Run, cache: Cache, fields: Sequence[Field], order: Order,
     if not portions:
         return
     with progress.stage("encoding samples", sum(map(len, portions))) as bar, ThreadPoolExecutor(DECODERS) as pool:
-        for todos, pixels in _decoded_ahead(pool, portions):
+        for todos, decoded in _decoded_ahead(pool, order, fields, portions):
             good: list[_Todo] = []
-            for todo, picture in zip(todos, pixels, strict=True):
-                if isinstance(picture, Unreadable):
-                    order.drop(todo.source, picture.reason)
+            inputs: list[dict[str, Tensor]] = []
+            for todo, of_source in zip(todos, decoded, strict=True):
+                if isinstance(of_source, Unreadable):
+                    order.drop(todo.source, of_source.reason)
                 else:
                     good.append(todo)
+                    inputs.append(of_source)
             if good:
-                tensors = [picture for picture in pixels if isinstance(picture, Tensor)]
-                _encode_samples(run, cache, fields, good, tensors)
+                _encode_samples(run, cache, fields, good, inputs)
             bar.advance(len(todos))
 
 
-def _encode_samples(run: Run, cache: Cache, fields: Sequence[Field], todos: Sequence[_Todo], pixels: Sequence[Tensor]) -> None:
+def _encode_samples(
+    run: Run, cache: Cache, fields: Sequence[Field], todos: Sequence[_Todo], inputs: Sequence[Mapping[str, Tensor]]
+) -> None:
     lacks = todos[0].lacks.keys()
-    encoded = encode(run, batch_of([todo.source for todo in todos], pixels, lacks))
+    encoded = encode(run, batch_of([todo.source for todo in todos], inputs, lacks))
     for field in fields:
         if field.key in lacks:
             values = _values(field, encoded, [str(todo.source) for todo in todos])
@@ -165,24 +166,36 @@ def _missing(run: Run, cache: Cache, fields: Sequence[Field], order: Order, prog
     keys: list[dict[str, str]] = []
     with progress.stage("hashing files", len(sources)) as bar, ThreadPoolExecutor(DECODERS) as pool:
         for source, content in zip(sources, pool.map(lambda source: _content(run, source), sources), strict=True):
-            keys.append({} if content is None else {field.key: key_of(run, field, source, content) for field in fields})
+            keys.append(
+                {}
+                if content is None
+                else {field.key: key_of(run, order.datasets[source.dataset], field, source, content) for field in fields}
+            )
             if content is None:
                 order.drop(source, "cannot be read")
             bar.advance(1)
     there = cache.sound_many(key for of_source in keys for key in of_source.values())
-    groups: dict[tuple[tuple[int, int], frozenset[str]], list[_Todo]] = {}
+    groups: dict[tuple[object, ...], list[_Todo]] = {}
     for source, of_source in zip(sources, keys, strict=True):
         lacks = {field: key for field, key in of_source.items() if key not in there}
         if lacks:
-            groups.setdefault((source.crop.size, frozenset(lacks)), []).append(_Todo(source, lacks))
+            groups.setdefault((*_shape(source), frozenset(lacks)), []).append(_Todo(source, lacks))
     return [portion for group in groups.values() for portion in _portions(group, run.config.run.batch_size)]
 
 
-def key_of(run: Run, field: Field, source: Source, content: str) -> str:
+def key_of(run: Run, dataset: Dataset, field: Field, source: Source, content: str) -> str:
     """The key of a sample's field, from the hash of its file and of the files that come with it."""
-    companions = () if field.companions is None else field.companions(source)
-    hashes = " ".join([content, *map(run.file_hashes.of, companions)])
-    return sample_key(field, hashes, source.crop, source.window)
+    further = [file for need in field.needs for file in dataset.files(source, need)]
+    if field.companions is not None:
+        further += field.companions(source)
+    recipe = " ".join(dataset.recipe(need) for need in field.needs)
+    return sample_key(field, recipe, " ".join([content, *map(run.file_hashes.of, further)]), source.crop, source.window)
+
+
+def _shape(source: Source) -> tuple[object, ...]:
+    """What sources have in common that can be one batch, whatever their datasets."""
+    window = source.window
+    return (source.dataset, source.crop.size, None if window is None else (window.frames, window.fps))
 
 
 def _content(run: Run, source: Source) -> str | None:
@@ -192,11 +205,14 @@ def _content(run: Run, source: Source) -> str | None:
         return None
 
 
-def _decoded_ahead(pool: ThreadPoolExecutor, portions: Sequence[list[_Todo]]) -> Iterator[tuple[list[_Todo], list[Tensor | Unreadable]]]:
-    """The portions with their pixels, a few of them being decoded ahead."""
-    waiting: deque[tuple[list[_Todo], list[Future[Tensor | Unreadable]]]] = deque()
+def _decoded_ahead(
+    pool: ThreadPoolExecutor, order: Order, fields: Sequence[Field], portions: Sequence[list[_Todo]]
+) -> Iterator[tuple[list[_Todo], list[Inputs | Unreadable]]]:
+    """The portions with their inputs, a few of them being decoded ahead."""
+    waiting: deque[tuple[list[_Todo], list[Future[Inputs | Unreadable]]]] = deque()
     for portion in portions:
-        waiting.append((portion, [pool.submit(_pixels, todo.source) for todo in portion]))
+        needs = needs_of(field for field in fields if field.key in portion[0].lacks)
+        waiting.append((portion, [pool.submit(_inputs, order.datasets[todo.source.dataset], todo.source, needs) for todo in portion]))
         if len(waiting) > AHEAD:
             todos, futures = waiting.popleft()
             yield todos, [future.result() for future in futures]
@@ -204,9 +220,9 @@ def _decoded_ahead(pool: ThreadPoolExecutor, portions: Sequence[list[_Todo]]) ->
         yield todos, [future.result() for future in futures]
 
 
-def _pixels(source: Source) -> Tensor | Unreadable:
+def _inputs(dataset: Dataset, source: Source, needs: Iterable[str]) -> Inputs | Unreadable:
     try:
-        return load_pixels(source)
+        return {need: dataset.load(source, need) for need in needs}
     except Unreadable as error:
         return error
 

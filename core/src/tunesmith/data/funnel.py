@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from ..words import printable
 
-Station: TypeAlias = Literal["found", "readable", "captioned", "sized", "bucketed"]
+Station: TypeAlias = Literal["found", "readable", "captioned", "paired", "sized", "timed", "bucketed", "batched"]
 """Where files pass one after the other: a loss at a station means that the file did not get there."""
 STATIONS: tuple[Station, ...] = get_args(Station)
 EXAMPLES = 3

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from ..batch import Crop
-from ..config.tables import DatasetTable
+from ..config.datasets import PixelTable
 from ..family import Family
 
 Size = tuple[int, int]
@@ -46,7 +46,7 @@ class Target:
     ratio: float
 
 
-def rule_of(table: DatasetTable, family: Family) -> Rule:
+def rule_of(table: PixelTable, family: Family) -> Rule:
     """The rule of a dataset for a family; without a resolution, the area of the family's own size."""
     square = table.crop_aspect == "square"
     if table.resolution is None:

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..batch import Crop, Source
-from ..errors import TunesmithError
+from ..kinds import Unreadable
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 """Endings of the files that are looked at, in lower case."""
@@ -42,15 +42,6 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError
 """What decoders raise on damaged files."""
 
 
-class Unreadable(TunesmithError):
-    """A file that cannot be used as a picture, and why."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = path
-        self.reason = reason
-
-
 def probe(path: Path) -> tuple[int, int]:
     """The upright (width, height) of a picture, from its header alone; Unreadable if there is none."""
     with _opened(path) as image:
@@ -67,6 +58,22 @@ def load_pixels(source: Source) -> Tensor:
     with _opened(source.file) as file:
         image = _upright(file)
     return to_tensor(_cropped(_rgb(image), source.crop))
+
+
+def load_mask(path: Path, crop: Crop) -> Tensor:
+    """A picture's grey values as float32 [1, H, W] in [0, 1], cut out as its sample is; Unreadable if it cannot be decoded.
+
+    What is transparent is black, so that it does not count.
+    """
+    with _opened(path) as file:
+        image = _upright(file)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer)
+    else:
+        image = _rgb(image)
+    grey = _cropped(image.convert("L"), crop)
+    return torch.from_numpy(np.array(grey, dtype=np.uint8)).to(torch.float32).div_(255)[None]
 
 
 def to_tensor(image: Image.Image) -> Tensor:

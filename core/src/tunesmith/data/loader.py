@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..batch import Batch, Caption, Crop, Field, FieldValue, Ragged, Source, Window
 from ..errors import RunFailed
+from ..kinds import Unreadable
 from .ahead import Ahead
 from .cache import Cache, caption_key
-from .encode import batch_of, collate, encode, key_of, stored
-from .images import Unreadable, load_pixels
+from .encode import batch_of, collate, encode, key_of, needs_of, stored
 from .order import Draw, Order
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Loader:
         if self.cache is not None:
             return self._read(self.cache, self.order.batch(position))
         chosen = [self._decoded(draw) for draw in self.order.draws(position)]
-        return batch_of([source for source, _ in chosen], [pixels for _, pixels in chosen], [field.key for field in self.fields])
+        return batch_of([source for source, _ in chosen], [inputs for _, inputs in chosen], [field.key for field in self.fields])
 
     def _finished(self, batch: Batch) -> Batch:
         """What is left for the main thread: telling of unreadable files and encoding, where there is no cache."""
@@ -134,21 +134,21 @@ class Loader:
                 self._contents[source.file] = self.run.file_hashes.of(source.file)
             except OSError as error:
                 raise RunFailed(f"{source} cannot be read any more ({error.strerror}); put it back, or start again without it") from error
-        return key_of(self.run, field, source, self._contents[source.file])
+        return key_of(self.run, self.order.datasets[source.dataset], field, source, self._contents[source.file])
 
-    def _decoded(self, draw: Draw) -> tuple[Source, Tensor]:
-        """A drawn sample and its pixels; those of the next readable one of its bucket if its file cannot be decoded."""
+    def _decoded(self, draw: Draw) -> tuple[Source, dict[str, Tensor]]:
+        """A drawn sample and its inputs; those of the next readable one of its bucket if its file cannot be decoded."""
         for one in itertools.chain([draw], self.order.neighbours(draw)):
             source = self.order.source(one)
             if source.file in self.unreadable:
                 continue
             try:
-                return source, load_pixels(source)
+                return source, {need: draw.dataset.load(source, need) for need in needs_of(self.fields)}
             except Unreadable as error:
                 self.unreadable[source.file] = error.reason
                 self._untold.append((source, error.reason))
         width, height, _ = draw.bucket
-        raise RunFailed(f"dataset {draw.dataset.name!r}: no picture of the bucket {width}x{height} can be decoded; {self._examples()}")
+        raise RunFailed(f"dataset {draw.dataset.name!r}: no sample of the bucket {width}x{height} can be decoded; {self._examples()}")
 
     def _examples(self) -> str:
         return "; ".join(f"{file}: {reason}" for file, reason in itertools.islice(self.unreadable.items(), 3))
@@ -164,5 +164,5 @@ def _pinned(batch: Batch) -> Batch:
     def pin(value: FieldValue) -> FieldValue:
         return Ragged([one.pin_memory() for one in value.values]) if isinstance(value, Ragged) else value.pin_memory()
 
-    pixels = None if batch.pixels is None else batch.pixels.pin_memory()
-    return Batch(batch.sources, batch.captions, pixels, {key: pin(value) for key, value in batch.fields.items()}, batch.wanted)
+    inputs = {key: value.pin_memory() for key, value in batch.inputs.items()}
+    return Batch(batch.sources, batch.captions, inputs, {key: pin(value) for key, value in batch.fields.items()}, batch.wanted)

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..batch import Caption, Crop, Source
+from ..batch import Caption, Crop, Source, Window
 from ..errors import InputError
 from ..randomness import numpy_generator
 from .dataset import Bucket, Dataset, Sample
-from .geometry import center_crop, random_crop
 
 UNCONDITIONAL = Caption("", negative=True)
 """What a dropped caption becomes: the text that guidance steers away from when a sampler is given no negative prompt."""
@@ -108,7 +107,7 @@ class Order:
         generator = numpy_generator(self.seed, "caption", *where)
         dropped = generator.random() < draw.dataset.table.caption_dropout
         caption = UNCONDITIONAL if dropped else Caption(sample.captions[int(generator.integers(len(sample.captions)))])
-        return Source(draw.dataset.name, sample.file, caption, self._crop(draw, sample))
+        return draw.dataset.source(sample, caption, self._part(draw, sample))
 
     def neighbours(self, draw: Draw) -> Iterator[Draw]:
         """What could stand in for a sample: the others of its bucket, from the next one on."""
@@ -120,12 +119,11 @@ class Order:
     def all_sources(self) -> Iterator[Source]:
         """Every sample and crop that a cache must hold, once each, with the first of its captions."""
         for dataset in self.datasets.values():
-            random = dataset.table.crop == "random"
             for index in sorted(index for indexes in dataset.buckets.values() for index in indexes):
                 sample = dataset.samples[index]
-                for variant in range(dataset.table.variants if random else 1):
-                    crop = self._variant(dataset, sample, variant) if random else center_crop(sample.target)
-                    yield Source(dataset.name, sample.file, Caption(sample.captions[0]), crop)
+                parts = (self._variant(dataset, sample, variant) for variant in range(dataset.variants))
+                for part in parts if dataset.kind.draws else [dataset.kind.part(sample.piece, None)]:
+                    yield dataset.source(sample, Caption(sample.captions[0]), part)
 
     def all_captions(self) -> tuple[Caption, ...]:
         """Every caption that may be drawn, once each; the empty one too where captions are dropped out."""
@@ -171,17 +169,17 @@ class Order:
             entries = generator.permutation(group.indexes)[turns % len(group.indexes)] * group.rounds + turns // len(group.indexes)
         return entries.reshape(group.batches, group.batch_size)
 
-    def _crop(self, draw: Draw, sample: Sample) -> Crop:
-        table = draw.dataset.table
-        if table.crop == "center":
-            return center_crop(sample.target)
+    def _part(self, draw: Draw, sample: Sample) -> tuple[Crop, Window | None]:
+        """Which part of its file a drawn sample is."""
+        dataset = draw.dataset
+        if not dataset.kind.draws:
+            return dataset.kind.part(sample.piece, None)
         if self.cached:
-            where = (draw.epoch, draw.dataset.name, draw.index, draw.repeat)
-            return self._variant(draw.dataset, sample, int(numpy_generator(self.seed, "variant", *where).integers(table.variants)))
-        return random_crop(
-            sample.target, numpy_generator(self.seed, "crop", draw.dataset.name, sample.name, "epoch", draw.epoch, draw.repeat)
-        )
+            where = (draw.epoch, dataset.name, draw.index, draw.repeat)
+            return self._variant(dataset, sample, int(numpy_generator(self.seed, "variant", *where).integers(dataset.variants)))
+        generator = numpy_generator(self.seed, "crop", dataset.name, sample.name, "epoch", draw.epoch, draw.repeat)
+        return dataset.kind.part(sample.piece, generator)
 
-    def _variant(self, dataset: Dataset, sample: Sample, variant: int) -> Crop:
-        """One of the crops that are fixed for a file when there is a cache."""
-        return random_crop(sample.target, numpy_generator(self.seed, "crop", dataset.name, sample.name, variant))
+    def _variant(self, dataset: Dataset, sample: Sample, variant: int) -> tuple[Crop, Window | None]:
+        """One of the parts that are fixed for a sample when there is a cache."""
+        return dataset.kind.part(sample.piece, numpy_generator(self.seed, "crop", dataset.name, sample.name, variant))

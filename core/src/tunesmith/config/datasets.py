@@ -1,0 +1,197 @@
+"""The tables of datasets: what every kind has in common, and what a picture is cut to."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import Field, model_validator
+
+from ..paths import DataPath, InputPath, is_url
+from ..plugin import Settings
+from .tables import MOST_STEPS, FileStem, as_stem
+
+Edge: TypeAlias = Annotated[float, Field(gt=0)]
+"""A size in the unit of `resolution_type`."""
+
+
+class DatasetTable(Settings):
+    """`[[datasets]]`: files of one kind, wherever they come from."""
+
+    name: FileStem | None = None
+    """Name in messages and in the cache; that of the folder or file list when not given."""
+    kind: str = "image"
+    """What the files are: image, mask, or a kind that a plugin brings, such as video and audio."""
+    path: DataPath | None = None
+    """A folder with its subfolders, a file list (.txt, .csv, .jsonl, .parquet), or a URL of either; relative to the config file."""
+    source: dict[str, Any] | None = None
+    """Where the files come from instead of a `path`: `{ plugin = NAME, ... }` with that plugin's settings."""
+    file_column: str | None = None
+    """Column of a file list that names the files; `file`, `file_name`, `path`, `image` or `video` when not given."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> DatasetTable:
+        if (self.path is None) == (self.source is None):
+            raise ValueError("give either `path` or `source`, to say where the files are")
+        if self.source is not None and not isinstance(self.source.get("plugin"), str):
+            raise ValueError('`source` should say which plugin lists the files: source = { plugin = "hf_datasets", ... }')
+        return self
+
+    def named(self) -> Self:
+        """The same table with its name, if it has none made of where its files come from."""
+        source = self.source or {}
+        origin = (
+            os.path.realpath(self.path)
+            if self.path and not is_url(self.path)
+            else self.path or str(source.get("dataset", source["plugin"]))
+        )
+        stem = re.sub(r"\.(txt|csv|jsonl|parquet)$", "", re.split(r"[\\/]", origin.rstrip("/"))[-1])
+        return self.model_copy(update={"name": self.name or as_stem(stem, "dataset")})
+
+
+class CaptionShuffle(Settings):
+    """`caption_shuffle`: the parts of a caption in other orders."""
+
+    separator: str = Field(",", min_length=1, max_length=8)
+    """What stands between the parts."""
+    keep: int = Field(0, ge=0, le=10_000)
+    """So many parts at the beginning stay where they are."""
+    variants: int = Field(1, ge=1, le=1000)
+    """How many orders are made of each caption."""
+    original: bool = True
+    """Whether the caption as it stands is one of the alternatives too."""
+
+
+class SampleTable(DatasetTable):
+    """What every kind of dataset has whose files are samples: captions, and how often a sample comes."""
+
+    captions: Literal["textfile", "filename", "instance", "column", "json"] = "textfile"
+    """Caption from a .txt file beside the sample (each line an alternative), its file name, `instance_prompt`, a column of the
+    file list, or a .json file beside it."""
+    instance_prompt: str | None = None
+    """The one caption of every sample, with `captions = "instance"`."""
+    caption_column: str | None = None
+    """Column of the file list, or key of the .json file, that holds the caption or a list of alternatives; `caption` or `text`
+    when not given."""
+    caption_prefix: str = ""
+    """Put before every caption."""
+    caption_filter: tuple[str, ...] | InputPath = ()
+    """Texts that are taken out of captions, or a file of them, a line each; `s/PATTERN/TEXT/` replaces by a regular expression."""
+    caption_shuffle: CaptionShuffle | None = None
+    """Make alternatives of each caption by shuffling its parts."""
+    caption_dropout: float = Field(0.0, ge=0, le=1)
+    """Share of samples that are trained with an empty caption."""
+    repeats: int = Field(1, ge=1, le=10_000)
+    """How often each sample is seen in one epoch."""
+    weight: float | None = Field(None, gt=0)
+    """Share of all batches that come from this dataset, beside the weights of the others; by their sizes when none has one."""
+    is_regularisation: bool = False
+    """With an adapter the target is the model's own prediction without it, so that what it knows is kept."""
+    max_samples: int | None = Field(None, ge=1)
+    """Train on so many samples, chosen once by the dataset's name."""
+    start_step: int = Field(0, ge=0, le=MOST_STEPS)
+    """Optimizer step at which the dataset comes in."""
+    end_step: int | None = Field(None, ge=1, le=MOST_STEPS)
+    """Optimizer step at which the dataset goes out; never when not given."""
+    batch_size: int | None = Field(None, ge=1, le=65_536)
+    """Samples in one micro-batch of this dataset; `[run] batch_size` when not given."""
+    oversubscribe: bool = False
+    """Repeat samples of a bucket that is smaller than a batch until it fills one."""
+
+    @model_validator(mode="after")
+    def _instance(self) -> SampleTable:
+        if (self.captions == "instance") != (self.instance_prompt is not None):
+            raise ValueError('`captions = "instance"` and `instance_prompt` go together')
+        return self
+
+    @model_validator(mode="after")
+    def _column(self) -> SampleTable:
+        if self.caption_column is not None and self.captions not in ("column", "json"):
+            raise ValueError('`caption_column` goes with `captions = "column"` or "json"')
+        return self
+
+    @model_validator(mode="after")
+    def _steps(self) -> SampleTable:
+        if self.end_step is not None and self.end_step <= self.start_step:
+            raise ValueError(f"end_step = {self.end_step} should be after start_step = {self.start_step}")
+        return self
+
+
+class PixelTable(SampleTable):
+    """What pictures and clips have in common: the size that they are trained at, and what is cut off."""
+
+    resolution: Edge | None = None
+    """Target size: pixels of an edge, or megapixels with `resolution_type = "area"`; the family's own when not given."""
+    resolution_type: Literal["pixel", "area", "pixel_area"] = "pixel_area"
+    """pixel: the shorter edge; area: megapixels; pixel_area: the area of a square with this edge."""
+    bucket_rounding: int = Field(2, ge=0, le=4)
+    """Decimals of the aspect ratio by which samples are put into one bucket."""
+    crop: Literal["center", "random", "corner"] = "center"
+    """What is cut out to reach the bucket's size: the middle, a part that is drawn, or the top left corner."""
+    crop_aspect: Literal["preserve", "square", "closest", "random"] = "preserve"
+    """preserve: buckets by aspect ratio; square: everything is cropped square; closest, random: to an aspect of `crop_aspects`."""
+    crop_aspects: tuple[Annotated[float, Field(gt=0.01, lt=100)], ...] = ()
+    """Aspect ratios, width by height, for `crop_aspect = "closest"` and "random"."""
+    variants: int = Field(1, ge=1, le=1000)
+    """With a cache: how many drawn crops or windows of each sample are kept."""
+    minimum_size: Edge | None = None
+    """Smaller samples are left out: by the shorter edge in pixels, or by megapixels with `resolution_type = "area"`."""
+    maximum_size: Edge | None = None
+    """Larger samples are first made as large as `downsample_to`, so that a crop shows more of them; in the unit of `minimum_size`."""
+    downsample_to: Edge | None = None
+    """See `maximum_size`."""
+    minimum_aspect: float | None = Field(None, gt=0)
+    """Samples that are narrower, width by height, are left out."""
+    maximum_aspect: float | None = Field(None, gt=0)
+    """Samples that are wider, width by height, are left out."""
+    max_pixels: int = Field(100_000_000, ge=1)
+    """Files with more pixels in a picture or frame are not decoded."""
+
+    @model_validator(mode="after")
+    def _sensible_sizes(self) -> PixelTable:
+        smallest, largest, unit = (0.001, 400.0, "megapixels") if self.resolution_type == "area" else (8, 20_000, "pixels")
+        for key in ("resolution", "minimum_size", "maximum_size", "downsample_to"):
+            value = getattr(self, key)
+            if value is not None and not smallest <= value <= largest:
+                other = "" if self.resolution_type == "area" or value >= smallest else '; megapixels need resolution_type = "area"'
+                raise ValueError(f"{key} = {value:g} should be {smallest:g} to {largest:g} {unit}{other}")
+        return self
+
+    @model_validator(mode="after")
+    def _aspects(self) -> PixelTable:
+        if (self.crop_aspect in ("closest", "random")) != bool(self.crop_aspects):
+            raise ValueError('`crop_aspects` goes with `crop_aspect = "closest"` or "random", and they need it')
+        if self.minimum_aspect and self.maximum_aspect and self.minimum_aspect > self.maximum_aspect:
+            raise ValueError(f"minimum_aspect = {self.minimum_aspect:g} is more than maximum_aspect = {self.maximum_aspect:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _downsampling(self) -> PixelTable:
+        if (self.maximum_size is None) != (self.downsample_to is None):
+            raise ValueError("`maximum_size` and `downsample_to` go together")
+        if self.maximum_size is not None and self.downsample_to is not None and self.downsample_to > self.maximum_size:
+            raise ValueError(f"downsample_to = {self.downsample_to:g} is more than maximum_size = {self.maximum_size:g}")
+        return self
+
+
+class ImageTable(PixelTable):
+    """`[[datasets]]` with `kind = "image"`: pictures with captions."""
+
+    kind: Literal["image"] = "image"
+    """Pictures: JPEG, PNG and WebP files."""
+
+
+class MaskTable(DatasetTable):
+    """`[[datasets]]` with `kind = "mask"`: for each sample of another dataset, how much each place counts."""
+
+    kind: Literal["mask"]
+    """Masks: pictures, white where the sample counts; a clip's may be a clip."""
+    of: FileStem
+    """Name of the dataset whose samples the masks belong to; files are paired by their names without ending."""
+    missing: Literal["skip", "full"] = "skip"
+    """A sample without a mask is skipped and named, or counts in full."""
+
+
+CORE_TABLES: dict[str, type[DatasetTable]] = {"image": ImageTable, "mask": MaskTable}
+"""The tables of the kinds that need no plugin."""

@@ -1,0 +1,48 @@
+"""Where the files of a dataset come from, if not from a folder, a file list or a URL: listings that plugins make."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from .plugin import Plugin, Settings
+
+if TYPE_CHECKING:
+    from .data.funnel import Funnel
+    from .kinds import Kind
+
+P = TypeVar("P", bound=Settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of a dataset: its name in it, where it lies on this machine, and what the list says of it by column."""
+
+    name: str
+    where: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a dataset. A file may be a link only to what lies in one of `homes`, which are real paths."""
+
+    entries: Sequence[Entry]
+    homes: Sequence[Path] = ()
+
+
+class SourcePlugin(Plugin[P]):
+    """A plugin that lists files from elsewhere: `source = { plugin = NAME, ... }` in a dataset's table switches it on."""
+
+    source_type: ClassVar[type[Settings]]
+    """The settings of `source`, besides `plugin`."""
+
+    @abstractmethod
+    def listing(self, settings: Settings, kind: Kind[Any], folder: Path, funnel: Funnel) -> Listing:
+        """The files of a dataset, brought to this machine; `folder` is the source's own, below the cache.
+
+        What cannot be had is told to the funnel. InputError if nothing can.
+        """
