@@ -1,5 +1,6 @@
 """A disk that is full, read-only or gone: what was saved stays, one message says so, and the run can go on."""
 
+import contextlib
 import os
 import resource
 import shutil
@@ -9,8 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.runs.conftest import LORA, Result, config_text
+from tunesmith import checkpoints
+from tunesmith.events import Event
+from tunesmith.rundir import RunDirectory
 
 SETTINGS = ("run.steps=6", "validation.at_start=false", "validation.at_end=false")
 EVERY_TWO = "[checkpoints]\nevery = 2\n"
@@ -68,6 +73,31 @@ def test_a_full_disk_keeps_the_checkpoint_before(small_disk, tmp_path, twin, pic
     again = tune(config, *SETTINGS, output, "checkpoints.keep=1")
     assert again.returncode == 0, again.stderr
     assert Result(small_disk / "full").losses == straight.losses
+
+
+def test_a_disk_that_is_full_before_the_start_is_told(small_disk, tmp_path, twin, pictures):
+    config = a_config(tmp_path, twin, pictures, "early")
+    (small_disk / "runs").mkdir()
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    assert_told(tune(config, *SETTINGS, f"run.output='{small_disk / 'runs'}'"), "No space left on device")
+
+
+def test_the_state_of_the_training_that_finds_no_room_tells_the_disks_own_reason(small_disk):
+    room = shutil.disk_usage(small_disk).free // 4  # floats
+    with pytest.raises(OSError, match="No space left on device"):
+        checkpoints._save_state({"a": torch.zeros(room), "b": torch.zeros(room)}, small_disk / "state.pt")
+
+
+def test_an_event_that_was_cut_off_takes_none_with_it(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.append(Event("step", 1))
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write('{"loss": 0.')
+    directory.describe("", {})
+    directory.append(Event("start", 1))
+    assert [event["event"] for event in directory.events()] == ["step", "start"]
 
 
 def test_a_limit_on_file_sizes_keeps_the_checkpoint_before(tmp_path, twin, pictures):

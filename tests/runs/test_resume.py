@@ -1,5 +1,6 @@
 """A resumed run is the run that was never interrupted, bit for bit."""
 
+import importlib
 import os
 import shutil
 import signal
@@ -247,12 +248,32 @@ def test_a_signal_while_encoding_stops_at_once_and_keeps_what_was_encoded(train,
     assert sorted(train("early", LORA, "run.steps=2").losses) == [1, 2]
 
 
+@pytest.mark.parametrize(("module", "name"), [("session", "validate"), ("checkpoints", "_write_manifest")], ids=["validating", "saving"])
+def test_signals_after_the_last_step_wait_until_it_is_saved(train, monkeypatch, module, name):
+    """Without checkpoints on the way, ending there at once would lose the whole run."""
+    settings = ("run.steps=2", "checkpoints.every=false", "validation.at_start=false")
+    owner = importlib.import_module(f"tunesmith.{module}")
+    interrupted = getattr(owner, name)
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return interrupted(*arguments)
+
+    monkeypatch.setattr(owner, name, signalled)
+    stopped = train("late", LORA, *settings)
+    assert (stopped.path / "checkpoints" / "step-000002" / "manifest.json").is_file()
+    assert stopped.events[-1]["event"] == "end"
+    assert stopped.events[-1]["complete"]
+
+
 def test_a_folder_that_is_no_checkpoint_is_told_for_what_it_is(train):
     first = train("wrong", LORA, "run.steps=2")
     with pytest.raises(InputError, match="it is a run directory; name one of the folders in its checkpoints"):
         train("wrong", LORA, resume=str(first.path))
     manifest = first.path / "checkpoints" / "step-000002" / "manifest.json"
-    for content in ("[]", '{"files": {}}', ""):
+    unnamed = manifest.read_text().replace('"bytes"', '"Bytes"', 1)
+    for content in ("[]", '{"files": {}}', '{"files": []}', unnamed, ""):
         manifest.write_text(content)
         with pytest.raises(InputError, match="it has no readable manifest"):
             train("wrong", LORA, resume=str(manifest.parent))

@@ -100,19 +100,19 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None: its manifest names every file with size and hash."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files: Mapping[str, Any] = manifest["files"]
+        files = {name: (known["bytes"], known["blake2b"]) for name, known in manifest["files"].items()}
         whole = isinstance(manifest["config"], dict) and isinstance(manifest["settings"], dict) and f"{TRAINING}/{STATE}" in files
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         if (folder / "checkpoints").is_dir():
             return "it is a run directory; name one of the folders in its checkpoints"
         return "it has no readable manifest, so it was not finished"
-    for name, known in files.items():
+    for name, (size, content) in files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != known["bytes"] or file_hash(path) != known["blake2b"]:
+        if path.stat().st_size != size or file_hash(path) != content:
             return f"{name} is not what was written"
     return None
 
@@ -129,6 +129,7 @@ FIXED_KEYS = {
     "run": ("seed", "batch_size", "gradient_accumulation", "weights", "precision"),
     "optimizer": ("type",),
 }
+"""Keys of other tables that it must share."""
 
 
 def changes(folder: Path, config: Config) -> list[str]:
@@ -271,9 +272,11 @@ def _unfit(value: Any, where: str) -> Iterator[str]:
 
 def _save_state(state: Mapping[str, Any], path: Path) -> None:
     try:
-        torch.save(state, path)
-    except RuntimeError as error:  # how torch tells that the disk refuses
-        raise OSError(f"{path.name}: {error}") from error
+        with path.open("wb") as file:  # to a path, torch tells that the disk refuses but not why
+            torch.save(state, file)
+    except RuntimeError as error:
+        reason = error.__context__
+        raise reason if isinstance(reason, OSError) else OSError(f"{path.name}: {error}") from error
 
 
 def _write_manifest(run: Run, folder: Path) -> None:

@@ -74,9 +74,24 @@ class RunDirectory:
             self._lock = None
 
     def describe(self, config_text: str, manifest: Mapping[str, Any]) -> None:
-        """Write `config.toml` and `manifest.json`: what was asked, and with what it runs."""
-        write_atomically(self.path / "config.toml", config_text)
-        write_atomically(self.path / "manifest.json", json.dumps(dict(manifest), indent=2, default=str) + "\n")
+        """Write `config.toml` and `manifest.json`: what was asked, and with what it runs; RunFailed if the disk refuses."""
+        try:
+            write_atomically(self.path / "config.toml", config_text)
+            write_atomically(self.path / "manifest.json", json.dumps(dict(manifest), indent=2, default=str) + "\n")
+            self._end_torn_line()
+        except OSError as error:
+            raise RunFailed(f"cannot write {error.filename or self.path}: {error.strerror}; {WAY_ON}") from error
+
+    def _end_torn_line(self) -> None:
+        """End the last line of `events.jsonl` if a full disk cut it off, lest the next event be lost with it."""
+        file = self.path / "events.jsonl"
+        if not file.exists():
+            return
+        with file.open("r+b") as opened:
+            length = opened.seek(0, os.SEEK_END)
+            opened.seek(max(length - 1, 0))
+            if opened.read() not in (b"", b"\n"):
+                opened.write(b"\n")
 
     def append(self, event: Event) -> None:
         """Add an event to `events.jsonl`; RunFailed if the disk refuses."""
