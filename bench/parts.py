@@ -16,7 +16,6 @@ from workload import bare_loop
 
 from tunesmith import session
 from tunesmith.config import load_config
-from tunesmith.data import encode
 from tunesmith.data.ahead import Ahead
 from tunesmith.progress import Progress
 from tunesmith.trainer import Trainer
@@ -56,7 +55,7 @@ def steps(config: str, checkpoint: str, block: str, pairs: str) -> dict[str, Any
     class Alternating(Trainer):
         def train(self) -> None:
             run = self.run
-            with run.finishing_steps(), self.ahead() as steps, self.progress.training(run.total_steps, 0):
+            with self.ahead() as steps, self.progress.training(run.total_steps, 0):
                 kinds: dict[str, Callable[[], None]] = {"run": lambda: self.step_of_run(steps), "bare": bare}
                 for kind in kinds.values():
                     timed(kind, 2 * LEAD_IN)
@@ -123,12 +122,12 @@ def warm(config: str) -> dict[str, Any]:
 
 
 def encoding(config: str) -> dict[str, Any]:
-    """Seconds to fill the cache with samples, and of those the seconds inside the autoencoder's own call."""
+    """Seconds to fill the cache, and of those the seconds inside the autoencoder's own call."""
     from diffusers import AutoencoderDC
 
     inside: list[float] = []
     whole: list[float] = []
-    encode_pixels, fill_samples = AutoencoderDC.encode, encode._fill_samples
+    encode_pixels, fill = AutoencoderDC.encode, session.fill
 
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
         began = time.perf_counter()
@@ -138,11 +137,10 @@ def encoding(config: str) -> dict[str, Any]:
 
     def filled(*args: Any) -> None:
         began = time.perf_counter()
-        fill_samples(*args)
-        args[1].flush()
+        fill(*args)
         whole.append(time.perf_counter() - began)
 
-    with mock.patch.object(AutoencoderDC, "encode", watched), mock.patch.object(encode, "_fill_samples", filled):
+    with mock.patch.object(AutoencoderDC, "encode", watched), mock.patch.object(session, "fill", filled):
         first_step(config)
     return {"whole": whole[0], "inside": sum(inside), "batches": len(inside)}
 

@@ -13,11 +13,11 @@ from typing import Any
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
-from tunesmith import Settings
-from tunesmith.config.datasets import ImageTable, MaskTable
+from tunesmith import KindPlugin, Plugin, Settings, SourcePlugin
+from tunesmith.config.datasets import CORE_TABLES
 from tunesmith.config.load import SINGLE_TABLES
 from tunesmith.config.tables import CheckpointsTable
-from tunesmith.discovery import catalogue, load_class
+from tunesmith.discovery import DISTRIBUTION, catalogue, installed, load_class
 from tunesmith.family import FamilyPlugin
 
 PAGE = Path(__file__).with_name("config.md")
@@ -46,15 +46,24 @@ LARGE = 10**9
 
 def page() -> str:
     """The whole page."""
-    classes = {name: load_class(name) for name in sorted(catalogue()) if name != "all"}
+    official = {f"{DISTRIBUTION}-{extra}" for extra in catalogue().values()}
+    classes = {name: load_class(name) for name, [plugin, *_] in installed().items() if plugin.distribution in official}
     families = {name: plugin for name, plugin in classes.items() if issubclass(plugin, FamilyPlugin)}
     parts = [INTRODUCTION, *(section(kind) for kind in (SINGLE_TABLES["run"],))]
     parts += [section(plugin.settings_type, {"family": f'`"{name}"`'}) for name, plugin in families.items()]
-    parts += [section(ImageTable), section(MaskTable)]
+    parts += [section(table) for table in datasets(classes)]
     parts += [section(kind) for name, kind in SINGLE_TABLES.items() if name != "run"]
     parts.append(PLUGIN)
-    parts += [section(plugin.settings_type) for name, plugin in classes.items() if name not in families]
+    own = {name: plugin.settings_type for name, plugin in classes.items() if name not in families}
+    parts += [section(settings) for settings in own.values() if settings.model_fields]
     return "\n".join(parts)
+
+
+def datasets(classes: Mapping[str, type[Plugin[Any]]]) -> Iterator[type[Settings]]:
+    """The tables of all kinds of datasets, then the settings of their sources."""
+    yield from CORE_TABLES.values()
+    yield from (plugin.kind.table_type for plugin in classes.values() if issubclass(plugin, KindPlugin))
+    yield from (plugin.source_type for plugin in classes.values() if issubclass(plugin, SourcePlugin))
 
 
 def section(table: type[Settings], fixed: Mapping[str, str] | None = None) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -12,9 +14,10 @@ from tests.docs.blocks import blocks
 from tests.house import ROOT, core, files, shown
 from tunesmith import Stage
 from tunesmith.cli.app import app
+from tunesmith.cli.commands import COMMANDS, PluginCommand
 
 PAGES = list(files(".md"))
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+TUNE = typer.main.get_command(app)
 pages = pytest.mark.parametrize("page", PAGES, ids=shown)
 
 
@@ -40,6 +43,18 @@ def test_source_files_exist(page: Path) -> None:
     assert [name for name in named if not any((home / name).is_file() for home in homes)] == []
 
 
+def command(words: list[str]) -> Any:
+    """The command that the words after `tune` begin with, of the core or of a plugin; None if there is none."""
+    found: Any = TUNE
+    for word in words:
+        if not hasattr(found, "commands"):
+            break
+        found = found.get_command(None, word)
+        if isinstance(found, PluginCommand):
+            found = typer.main.get_command(metadata.EntryPoint(word, found.claims[0].entry_point, COMMANDS).load())
+    return None if hasattr(found, "commands") else found
+
+
 @pages
 def test_commands_and_their_options_exist(page: Path) -> None:
     wrong = []
@@ -47,10 +62,18 @@ def test_commands_and_their_options_exist(page: Path) -> None:
         words = line.split("#")[0].split()
         if words[:1] != ["tune"] or len(words) < 2 or words[1].startswith("-"):
             continue
-        known = {option for parameter in COMMANDS[words[1]].params for option in parameter.opts} if words[1] in COMMANDS else None
-        if known is None or {word for word in words[2:] if word.startswith("--")} - known - {"--help"}:
+        meant = command(words[1:])
+        known = set() if meant is None else {option for parameter in meant.params for option in parameter.opts}
+        if meant is None or {word for word in words[2:] if word.startswith("--")} - known - {"--help"}:
             wrong.append(line)
     assert wrong == []
+
+
+def test_commands_of_plugins_and_below_others_are_found() -> None:
+    assert [command(line.split()) is None for line in ("run", "cache ls", "data split-audio", "cache", "cache fly", "fly")] == [
+        *[False] * 3,
+        *[True] * 3,
+    ]
 
 
 def test_stages_are_named_in_their_order() -> None:

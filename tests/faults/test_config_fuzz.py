@@ -93,7 +93,7 @@ def answer(place: Path, text: str | bytes, sets: Sequence[str] = ()) -> str:
             plan = make_plan(load_config(file, sets))
             json.dumps(plan.as_json(), default=str).encode()
             Console(file=io.StringIO()).print(plan.render())
-        told = "plan"
+        told = "\n".join(map(str, plan.problems)) or "plan"
     except InputError as error:
         told = str(error).strip()
     assert told

@@ -15,8 +15,9 @@ from tests.runs.conftest import Result
 from tunesmith import Caption, Crop, Source
 from tunesmith.config.datasets import ImageTable
 from tunesmith.config.tables import RunTable
-from tunesmith.data.dataset import Dataset, survey
+from tunesmith.data.dataset import Dataset
 from tunesmith.data.images import load_pixels
+from tunesmith.data.scan import survey
 from tunesmith_sana import SanaFamily
 from tunesmith_sana.facts import read_facts
 from tunesmith_sana.settings import SanaSettings
@@ -174,7 +175,7 @@ def test_a_whole_run_trains_on_the_rest_and_changes_nothing(train, place: Path, 
     assert all(np.isfinite(loss) for loss in result.losses.values())
     assert fingerprint(place) == before
     [event] = [event for event in result.events if event["event"] == "data"]
-    whole = re.match(r"dataset 'hostile': (\d+) found -> (\d+) readable -> (\d+) captioned -> (\d+) sized", event["funnel"][0])
+    whole = re.match(r"dataset 'hostile': (\d+) found -> (\d+) readable -> (\d+) captioned -> (\d+) large enough", event["funnel"][0])
     assert whole is not None
     found, *_, sized = map(int, whole.groups())
     linked, inside = 1, 1

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from .batch import Batch, Caption, Crop, Field, FieldValue, Ragged, Source, Window
     from .config import Config
     from .config.datasets import DatasetTable, PixelTable, SampleTable
+    from .data.funnel import Funnel
+    from .data.geometry import Target, bucket_frames
+    from .data.images import resize_and_crop, to_pixels
+    from .data.pictures import PixelKind
     from .errors import InputError, PartMissing, RunFailed, TunesmithError
     from .events import Event
     from .family import Family, FamilyDefaults, FamilyPlugin, Modality, Sound, TokenGrid
@@ -30,6 +34,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "batch": ("Batch", "Caption", "Crop", "Field", "FieldValue", "Ragged", "Source", "Window"),
     "config": ("Config",),
+    "data.funnel": ("Funnel",),
+    "data.geometry": ("Target", "bucket_frames"),
+    "data.images": ("resize_and_crop", "to_pixels"),
+    "data.pictures": ("PixelKind",),
     "errors": ("InputError", "PartMissing", "RunFailed", "TunesmithError"),
     "events": ("Event",),
     "config.datasets": ("DatasetTable", "PixelTable", "SampleTable"),
@@ -60,6 +68,7 @@ __all__ = [
     "FamilyPlugin",
     "Field",
     "FieldValue",
+    "Funnel",
     "InputError",
     "InputPath",
     "Kind",
@@ -74,6 +83,7 @@ __all__ = [
     "Part",
     "PartMissing",
     "Piece",
+    "PixelKind",
     "PixelTable",
     "Plugin",
     "Probe",
@@ -89,6 +99,7 @@ __all__ = [
     "SourcePlugin",
     "Stage",
     "Step",
+    "Target",
     "TokenGrid",
     "TrunkModule",
     "TunesmithError",
@@ -96,8 +107,11 @@ __all__ = [
     "Unreadable",
     "Window",
     "Wrapper",
+    "bucket_frames",
     "hookimpl",
+    "resize_and_crop",
     "take_rows",
+    "to_pixels",
 ]
 
 

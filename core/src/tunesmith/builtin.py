@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from safetensors.torch import save_file
 
+from .batch import Batch, Field
+from .config.together import gives_first_frame
+from .data.pictures import MASK
+from .family import Family
 from .hooks import Wrapper, hookimpl
 from .loss import Loss
 from .media import Report
 from .model import Model
-from .objective import distance
+from .objective import distance, spread
 from .plugin import Part, Plugin, Settings, Stage
 from .run import Run
 from .step import Step
 from .validation import sample_all
+
+if TYPE_CHECKING:
+    from .config import Config
 
 
 class CoreSettings(Settings):
@@ -23,9 +32,36 @@ class CoreSettings(Settings):
 
 
 class Core(Plugin[CoreSettings]):
-    """Samples the validation prompts and saves what is trained."""
+    """Keeps masks with their samples, samples the validation prompts and saves what is trained."""
 
     stage: ClassVar[Stage] = Stage.LOAD
+
+    def check(self, config: Config, family: Family) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """What the core's own tables ask for and the family cannot do."""
+        if config.run.latents == "sample" and not family.latent_distribution:
+            yield (
+                ("run", "latents"),
+                f'latents = "sample": the autoencoder of {family.name} gives no distribution to draw from; use "mean"',
+            )
+        for number, table in enumerate(config.datasets):
+            if gives_first_frame(table) and not family.image_to_video:
+                yield (
+                    ("datasets", number, "is_i2v"),
+                    f"is_i2v: {family.name} cannot be trained with the first frame given; take it out, and clips are trained as a whole",
+                )
+
+    def fields(self, run: Run) -> Sequence[Field]:
+        """The mask, where any dataset has masks; samples of the others count in full."""
+        masked = any(MASK in dataset.companions for dataset in run.datasets.values())
+        return (Field(MASK, "mask-1", per_sample=True, needs=(MASK,)),) if masked else ()
+
+    @hookimpl(wrapper=True)
+    def encode_batch(self, run: Run, batch: Batch) -> Wrapper[Batch]:
+        """Keep masks as they are, in steps of 1/255: uint8 [B, 1, H, W] or [B, 1, F, H, W]."""
+        encoded = yield
+        if encoded.wants(MASK):
+            encoded.fields[MASK] = (255 * batch.inputs[MASK]).round().to(torch.uint8)
+        return encoded
 
     @hookimpl(wrapper=True)
     def load_model(self, run: Run, part: Part) -> Wrapper[Model]:
@@ -51,11 +87,52 @@ class Core(Plugin[CoreSettings]):
             save_file({key: value.contiguous() for key, value in module.state_dict().items()}, path / "extra" / f"{name}.safetensors")
 
 
+class CoreAroundObjective(Core):
+    """The core where a plugin brings the objective."""
+
+    @hookimpl(wrapper=True)
+    def compute_loss(self, run: Run, step: Step) -> Wrapper[Loss]:
+        """Set the target of samples that keep what the model knows, and take the loss off what is given."""
+        aim_at_base(run, step)
+        loss = yield
+        weigh_given(loss, step)
+        return loss
+
+
 class CoreWithObjective(Core):
     """The core where no plugin brings an objective: flow matching, with the distance of `[loss]`."""
 
     @hookimpl
     def compute_loss(self, run: Run, step: Step) -> Loss:
         """Predict the velocity and compare it with the target, element by element."""
+        aim_at_base(run, step)
         step.prediction = run.model.predict(step.noisy, step.sigma, step.batch)
-        return Loss(distance(step.prediction.float(), step.target, step.sigma, run.config.loss))
+        loss = Loss(distance(step.prediction.float(), step.target, step.sigma, run.config.loss))
+        weigh_given(loss, step)
+        return loss
+
+
+def aim_at_base(run: Run, step: Step) -> None:
+    """Where the samples keep what the model knows, make the target its own prediction without adapters.
+
+    Without adapters there is no such prediction, and the samples are ordinary ones.
+    """
+    dataset = run.datasets[step.batch.sources[0].dataset]
+    if not (dataset.table.is_regularisation and run.model.adapters):
+        return
+    denoiser = run.model.denoiser
+    was_training = denoiser.training
+    denoiser.eval()  # what is dropped out while training is no part of what the model knows
+    with torch.no_grad(), run.model.without_adapters():
+        step.target = run.model.predict(step.noisy, step.sigma, step.batch).float()
+    denoiser.train(was_training)
+    torch.clear_autocast_cache()  # which would hand weights that were cast here, without a gradient, to the prediction that needs one
+
+
+def weigh_given(loss: Loss, step: Step) -> None:
+    """Weigh with 0 what is given: where sigma differs within a sample and is 0.
+
+    The mean stays one over all elements, so a given frame of F makes the loss of the others count (F - 1) / F.
+    """
+    if step.sigma.ndim > 1:
+        loss.weigh("given", (spread(step.sigma, loss.elements) > 0).to(loss.elements.dtype))

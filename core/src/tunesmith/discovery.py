@@ -36,10 +36,13 @@ class InstalledPlugin:
         return f"{self.distribution} {self.version}"
 
 
-def installed() -> dict[str, list[InstalledPlugin]]:
-    """Every installed plugin by name, sorted; more than one where distributions claim the same name."""
+def installed(group: str = GROUP) -> dict[str, list[InstalledPlugin]]:
+    """Every installed plugin by name, sorted; more than one where distributions claim the same name.
+
+    Of another group of entry points, what stands in that.
+    """
     found: dict[str, list[InstalledPlugin]] = {}
-    for plugin in sorted(_announced()):
+    for plugin in sorted(_announced(group)):
         found.setdefault(plugin.name, []).append(plugin)
     return found
 
@@ -84,10 +87,10 @@ def catalogue() -> dict[str, str]:
     return {_canonical(extra).replace("-", "_"): extra for extra in extras}
 
 
-def _announced() -> Iterator[InstalledPlugin]:
+def _announced(group: str) -> Iterator[InstalledPlugin]:
     seen: set[str] = set()
     for distribution in metadata.distributions():
-        entries = _entries(_text(distribution, "entry_points.txt"))
+        entries = _entries(_text(distribution, "entry_points.txt"), group)
         if not entries:
             continue
         about = message_from_string(_text(distribution, "METADATA"))
@@ -111,14 +114,14 @@ def _fact(about: Message, key: str, absent: str = "unknown") -> str:
     return str(about.get(key, absent))
 
 
-def _entries(text: str) -> dict[str, str]:
-    """Our group's entries; read by hand, so that no other project's broken file can do harm."""
+def _entries(text: str, group: str) -> dict[str, str]:
+    """A group's entries; read by hand, so that no other project's broken file can do harm."""
     entries: dict[str, str] = {}
     section = ""
     for line in map(str.strip, text.splitlines()):
         if line.startswith("["):
             section = line.strip("[]").strip()
-        elif line and not line.startswith(("#", ";")) and section == GROUP:
+        elif line and not line.startswith(("#", ";")) and section == group:
             name, _, value = line.partition("=")
             entries[name.strip()] = value.strip()
     return entries

@@ -47,6 +47,12 @@ def require_precision(table: RunTable, device: torch.device) -> None:
         raise InputError('[run] precision = "fp16" needs a GPU, and this run is on the CPU; use "bf16" or "no"')
 
 
+def require_one_process(count: int) -> None:
+    """InputError if a launcher started several."""
+    if count > 1:
+        raise InputError("this version trains on one process; start it with `tune run`, not with a launcher of several")
+
+
 class Engine:
     """One run's accelerator: it prepares the trainable module and carries gradients to the optimizer.
 
@@ -62,8 +68,7 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         self.accelerator = Accelerator(mixed_precision=table.precision, cpu=self.device.type == "cpu", device_placement=False)
-        if PartialState().num_processes > 1:
-            raise InputError("this version trains on one process; start it with `tune run`, not with a launcher of several")
+        require_one_process(PartialState().num_processes)
         self.update_was_skipped = False
         self._optimizer: Optimizer | None = None
         self._parameters: list[nn.Parameter] = []

@@ -80,6 +80,9 @@ class Family(ABC):
     """The sound that clips are trained with, or None."""
     image_to_video: bool = False
     """Whether a clip can be trained with its first frame given: its sigma 0, and no loss on it."""
+    latent_distribution: bool = False
+    """Whether the autoencoder gives a distribution: with `[run] latents = "sample"` the family then writes, beside
+    `latents`, which are its mean, the field `latents_std` of the same shape."""
     caption_tokens: int | None = None
     """How many tokens of a caption the text encoder reads, or None where that is not known."""
 

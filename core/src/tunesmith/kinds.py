@@ -50,7 +50,8 @@ class Probe:
     """What a file's header tells, whatever the settings: the index of a dataset remembers it.
 
     `width` and `height` are upright. `seconds` is the duration, `fps` the mean rate, `frames` the number of frames as
-    far as known; `sample_rate` and `channels` are 0 without sound.
+    far as known; `sample_rate` and `channels` are 0 without sound. `sound` is when a clip's sound ends, in seconds
+    after the first frame; 0 where that is not known.
     """
 
     width: int = 0
@@ -60,6 +61,7 @@ class Probe:
     seconds: float = 0.0
     sample_rate: int = 0
     channels: int = 0
+    sound: float = 0.0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -103,6 +105,12 @@ class Kind(ABC, Generic[D]):
     def __init__(self, table: D, family: Family) -> None:
         self.table = table
         self.family = family
+        self.beside: Mapping[str, Mapping[str, Probe]] = {}
+        """What is known of this dataset's companions, by role and by name without ending: set before samples are made."""
+
+    def serving(self, host: Kind[Any]) -> Kind[D]:
+        """This kind as what belongs to the samples of another, which may decide which files are read."""
+        return self
 
     @classmethod
     @abstractmethod
@@ -110,8 +118,8 @@ class Kind(ABC, Generic[D]):
         """What the header tells, without decoding; Unreadable if the file is none of this kind."""
 
     @abstractmethod
-    def pieces(self, probe: Probe) -> tuple[Piece, ...]:
-        """The samples of a file, at least one; Unfit if the settings leave none."""
+    def pieces(self, probe: Probe, name: str) -> tuple[Piece, ...]:
+        """The samples of a file, at least one; Unfit if the settings leave none. `name` is the file's in its dataset."""
 
     @property
     def draws(self) -> bool:

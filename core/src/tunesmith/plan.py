@@ -2,160 +2,205 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from rich.console import Group, RenderableType
-from rich.text import Text
+from rich.console import RenderableType
 
-from .config import Config
+from .config import Config, Problem
+from .config.datasets import SampleTable
 from .contract import CORE
 from .data.dataset import Dataset
+from .data.duplicates import Duplicates, duplicates
+from .data.hashing import FileHashes
 from .data.order import Order
-from .engine import choose_device, make_optimizer, require_precision
+from .data.preflight import DatasetFacts, examine, heavy_loss
+from .data.segments import Lane, segments_of
+from .data.sheet import check_place, draw_sheet
+from .engine import choose_device, require_one_process, require_precision
 from .errors import InputError
 from .family import Family
+from .forecast import Memory, memory
 from .noise import SigmaSampler
 from .plugin import Stage
-from .session import assemble, look_at_data, total_steps
+from .session import FILE_HASHES, assemble, survey_data, total_steps
 from .validation import sizes
-
-GIB = 2**30
-FLOAT_BYTES = {"fp32": 4, "bf16": 2}
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that the trained model takes, by arithmetic from its shapes; activations are not counted."""
-
-    parameters: int
-    weights: int
-    gradients: int
-    optimizer: int | None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The answers of `tune plan`."""
+    """The answers of `tune plan`; their names are the keys of its JSON, and stay.
+
+    The run can start if there are no `problems`. `epochs` is None where there are no batches. `cache_bytes` are those of
+    all latents, None where nothing is cached; what captions and other fields take is not known before they are encoded.
+    `sheet` is the file of the contact sheet, if one was asked for and there was something to draw.
+    """
 
     run: str
     family: str
     plugins: list[str]
-    datasets: list[dict[str, Any]]
+    problems: list[Problem]
+    datasets: list[DatasetFacts]
+    processes: int
+    gradient_accumulation: int
     batches_per_epoch: int
+    steps_per_epoch: float
     steps: int
-    epochs: float
+    epochs: float | None
     sigma_shift: dict[str, float]
+    cache: bool | str
     cache_bytes: int | None
     validation_samples: int
     memory: Memory
     trains_base: bool
     notes: list[str]
+    duplicates: list[Duplicates]
+    sheet: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The plan as plain values."""
-        return asdict(self)
+        """The plan as plain values, and `ready`, which says whether the run can start."""
+        return {"ready": not self.problems, **asdict(self)}
 
     def render(self) -> RenderableType:
-        """The plan for a terminal."""
-        parts: list[RenderableType] = [Text(f"{self.run}: {self.family}, with {', '.join(self.plugins) or 'no plugins'}", style="bold")]
-        for dataset in self.datasets:
-            parts += [Text(line) for line in dataset["funnel"]]
-            parts.append(Text("  buckets: " + ", ".join(f"{size} with {count}" for size, count in dataset["buckets"].items())))
-        cache = "encoded on the fly" if self.cache_bytes is None else f"{_size(self.cache_bytes)} of latents"
-        trained = "the whole model is trained" if self.trains_base else "the base is frozen and adapters are trained"
-        shifts = ", ".join(f"{size}: {shift:.3g}" for size, shift in self.sigma_shift.items())
-        parts += [
-            Text(f"{self.steps} steps; {self.batches_per_epoch} batches an epoch, {self.epochs:.2f} epochs; {trained}"),
-            Text(f"sigma shift by size: {shifts}"),
-            Text(f"cache: {cache}; validation: {self.validation_samples} samples each time"),
-            Text(
-                f"memory of the model, {self.memory.parameters / 1e6:.1f} M parameters: weights {_size(self.memory.weights)}, "
-                f"gradients {_size(self.memory.gradients)}, optimizer {_size(self.memory.optimizer)} (activations and adapters not counted)"
-            ),
-        ]
-        return Group(*parts, *(Text(f"note: {note}") for note in self.notes))
+        """The plan for a console: tables on a terminal, lines elsewhere."""
+        from .plan_screen import PlanScreen
+
+        return PlanScreen(self)
 
 
-def make_plan(config: Config) -> Plan:
-    """Look at the data and the model's configuration; InputError where the run could not start."""
+def make_plan(config: Config, sheet: Path | None = None) -> Plan:
+    """Look at the data and the model's configuration, and draw a contact sheet where one is asked for.
+
+    InputError where there can be no plan; datasets that keep the run from starting are problems of the plan.
+    """
+    if sheet is not None:
+        check_place(sheet, [Path(table.path) for table in config.datasets if table.path is not None])
+    processes = world_size(os.environ)
     cast = assemble(config)
     family = cast.family
-    datasets = look_at_data(config, family)
-    order = Order(datasets, config.run.seed, cached=bool(config.run.cache))
+    surveyed, problems = survey_data(config, cast, makes_index=False)
+    for number, dataset in surveyed.items():
+        if not dataset.funnel.batches:
+            problems.append(config.problem(("datasets", number), f"dataset {dataset.name!r} yields no whole batch"))
+    datasets = list(surveyed.values())
+    trained = [dataset for dataset in datasets if dataset.funnel.batches]
+    accumulation = config.run.gradient_accumulation
+    order = Order(trained, config.run.seed, cached=bool(config.run.cache), accumulation=accumulation)
     steps = total_steps(config, order)
+    batches_a_step = accumulation * processes
     adapts = any(plugin.stage is Stage.ADAPT for plugin in cast.hooks.plugins)
-    buckets = sorted({bucket for dataset in datasets for bucket in dataset.buckets})
-    sigmas = SigmaSampler(config.noise, family.noise_shift)
+    parts = shares(trained, accumulation, steps)
+    look = partial(examine, family=family, batches_a_step=batches_a_step, values=_values(config, family))
+    facts = [look(dataset, share=parts.get(dataset.name, 0.0)) for dataset in datasets]
+    notes = [*filter(None, map(heavy_loss, datasets)), *_notes(config, steps, processes, adapts)]
+    drawn = None
+    if sheet is not None:
+        drawn, told = draw_sheet(order, sheet) if trained else (None, ["no contact sheet is drawn: there is no whole batch of anything"])
+        notes += told
     return Plan(
         run=config.run_name,
         family=family.name,
         plugins=[plugin.name for plugin in cast.hooks.plugins if plugin.name not in (CORE, config.family)],
-        datasets=[_describe(dataset) for dataset in datasets],
+        problems=sorted(problems, key=lambda problem: problem.line or 0),
+        datasets=facts,
+        processes=processes,
+        gradient_accumulation=accumulation,
         batches_per_epoch=order.batches_per_epoch,
+        steps_per_epoch=order.batches_per_epoch / batches_a_step,
         steps=steps,
-        epochs=steps * config.run.gradient_accumulation / order.batches_per_epoch,
-        sigma_shift={
-            f"{width}x{height}": sigmas.shift(family.token_grid(frames, height, width).tokens) for width, height, frames in buckets
-        },
-        cache_bytes=_cache_bytes(family, order) if config.run.cache else None,
+        epochs=steps * batches_a_step / order.batches_per_epoch if order.batches_per_epoch else None,
+        sigma_shift=_sigma_shift(config, family, datasets),
+        cache=config.run.cache,
+        cache_bytes=sum(one.cache_bytes for one in facts) if config.run.cache else None,
         validation_samples=len(config.prompts) * len(sizes(config, family)) * len(config.validation.seeds),
-        memory=_memory(family, config, trains_base=not adapts),
+        memory=memory(family, config, trains_base=not adapts),
         trains_base=not adapts,
-        notes=list(_notes(config, steps)),
+        notes=notes,
+        duplicates=_duplicates(config, datasets),
+        sheet=drawn,
     )
 
 
-def _notes(config: Config, steps: int) -> Iterator[str]:
+def world_size(environment: Mapping[str, str]) -> int:
+    """How many processes a launcher says there are; InputError if it says no number."""
+    told = environment.get("WORLD_SIZE", "1")
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", told):
+        raise InputError(f"the environment has WORLD_SIZE = {told!r}, which should be the number of processes; unset it for one")
+    return int(told)
+
+
+def shares(datasets: Sequence[Dataset], accumulation: int, steps: int) -> dict[str, float]:
+    """The part of a run's batches that each dataset gives, by its weight or its own batches and from when to when it is there."""
+    lanes = []
+    for dataset in datasets:
+        table = dataset.table
+        end = None if table.end_step is None else table.end_step * accumulation
+        lanes.append(Lane(dataset.funnel.batches, table.weight, table.start_step * accumulation, end))
+    if not lanes or not steps:
+        return {}
+    segments = segments_of(lanes)
+    given = [0.0] * len(lanes)
+    for segment, following in zip(segments, [*(one.start for one in segments[1:]), steps * accumulation], strict=True):
+        span = max(0, min(following, steps * accumulation) - segment.start)
+        for lane, count in zip(segment.lanes, segment.counts.tolist(), strict=True):
+            given[lane] += span * count / segment.round
+    return {dataset.name: one / (steps * accumulation) for dataset, one in zip(datasets, given, strict=True)}
+
+
+def _duplicates(config: Config, datasets: Sequence[Dataset]) -> list[Duplicates]:
+    """The duplicates of a run; contents that runs have hashed are taken from the cache, and others not put there."""
+    with ExitStack() as stack:
+        known = config.run.cache_dir / FILE_HASHES
+        place = known if known.is_file() else Path(stack.enter_context(TemporaryDirectory())) / FILE_HASHES
+        return duplicates(datasets, stack.enter_context(FileHashes(place)))
+
+
+def _values(config: Config, family: Family) -> int:
+    """How many numbers are cached for each one of a sample's latents: with its distribution there is a spread beside the mean."""
+    return 2 if family.latent_distribution and config.run.latents == "sample" else 1
+
+
+def _sigma_shift(config: Config, family: Family, datasets: Sequence[Dataset]) -> dict[str, float]:
+    """The shift of the noise schedule for each size that is trained."""
+    sigmas = SigmaSampler(config.noise, family.noise_shift)
+    buckets = sorted({bucket for dataset in datasets for bucket in dataset.buckets if bucket[0]})
+    return {
+        f"{width}x{height}" + (f"@{frames}" if frames > 1 else ""): sigmas.shift(family.token_grid(frames, height, width).tokens)
+        for width, height, frames in buckets
+    }
+
+
+def _notes(config: Config, steps: int, processes: int, adapts: bool) -> Iterator[str]:
     """What is allowed and probably not meant, and what this very machine would refuse."""
-    if config.optimizer.warmup >= steps:
+    for table in config.datasets:
+        if not isinstance(table, SampleTable):
+            continue
+        if table.is_regularisation:
+            yield _regularisation(table.name or "", adapts)
+        if 0 < steps <= table.start_step:
+            yield f"dataset {table.name!r} is never trained on: it comes in at step {table.start_step}, and the run has {steps}"
+    if steps and config.optimizer.warmup >= steps:
         yield f"[optimizer] warmup = {config.optimizer.warmup} is not over after the {steps} steps of the run"
     try:
         require_precision(config.run, choose_device(config.run.device))
+        require_one_process(processes)
     except InputError as error:
         yield f"on this machine the run would be refused: {error}"
 
 
-def _describe(dataset: Dataset) -> dict[str, Any]:
-    return {
-        "name": dataset.name,
-        "path": str(dataset.table.path),
-        "funnel": dataset.funnel.lines(),
-        "buckets": {f"{width}x{height}": len(samples) for (width, height, _), samples in sorted(dataset.buckets.items())},
-    }
-
-
-def _cache_bytes(family: Family, order: Order) -> int:
-    """Bytes of fp32 latents; prompts are small beside them and not counted."""
-    return sum(4 * math.prod(family.latent_shape(1, source.crop.size[1], source.crop.size[0])) for source in order.all_sources())
-
-
-def _memory(family: Family, config: Config, trains_base: bool) -> Memory:
-    parameters = sum(parameter.numel() for parameter in family.on_meta().parameters())
-    weights = parameters * FLOAT_BYTES[config.run.weights]
-    if not trains_base:
-        return Memory(parameters, weights, gradients=0, optimizer=0)
-    each = _state_bytes(config)
-    return Memory(parameters, weights, gradients=weights, optimizer=None if each is None else round(parameters * each))
-
-
-def _state_bytes(config: Config) -> float | None:
-    """Bytes that the optimizer keeps for each weight, found by letting it make one step; None if it cannot here."""
-    weight = torch.nn.Parameter(torch.zeros(128, 128, dtype=torch.float32 if config.run.weights == "fp32" else torch.bfloat16))
-    weight.grad = torch.zeros_like(weight)
-    try:
-        optimizer = make_optimizer([weight], config.optimizer)
-        optimizer.step()
-    except (InputError, RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
-        return None  # it steps only on the device or the shapes that it is made for
-    kept = [value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor)]
-    return sum(value.numel() * value.element_size() for value in kept) / weight.numel()
-
-
-def _size(count: int | None) -> str:
-    if count is None:
-        return "unknown"
-    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
+def _regularisation(name: str, adapts: bool) -> str:
+    if adapts:
+        return (
+            f"dataset {name!r} keeps what the model knows (is_regularisation): its target is the model's own prediction without the adapter"
+        )
+    return (
+        f"dataset {name!r} is ordinary data in this run: is_regularisation needs an adapter, without which the model could predict "
+        "its target; the whole model is trained here"
+    )

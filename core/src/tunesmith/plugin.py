@@ -47,6 +47,8 @@ class Settings(BaseModel):
     """A table of the config: unknown keys are errors, values never change, every field is described."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    refused_keys: ClassVar[Mapping[str, str]] = {}
+    """Unknown keys that somebody may write who comes from elsewhere, each with the reason why there is no such setting."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -149,14 +149,14 @@ class Run:
         return self.file_hashes.combined(paths)
 
     def stop(self, reason: str) -> None:
-        """Ask the run to finish the step, save and end; before and after the steps it ends at once, by raising Stopped."""
+        """Ask the run to finish the step, save and end; before the first step it ends at once, by raising Stopped."""
         self._stop_reason = reason
         if not self._finishes_steps:
             raise Stopped(reason)
 
     @contextmanager
     def finishing_steps(self) -> Iterator[None]:
-        """While steps are taken, a request to stop waits for the end of the step."""
+        """While there may be steps that are not saved: a request to stop waits until they are."""
         self._finishes_steps = True
         try:
             yield

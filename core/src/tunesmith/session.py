@@ -13,17 +13,20 @@ from typing import Any
 
 from . import checkpoints
 from .batch import Field, Source
-from .builtin import Core, CoreSettings, CoreWithObjective
+from .builtin import CoreAroundObjective, CoreSettings, CoreWithObjective
 from .config import Config, ConfigErrors, Problem
-from .config.datasets import SampleTable
-from .config.together import belongs_to
 from .contract import CORE, implementations
 from .data.cache import Cache
-from .data.dataset import Dataset, scan
-from .data.encode import fill, read_caption_fields
+from .data.dataset import Dataset
+from .data.encode import read_caption_fields
+from .data.file_index import Index
+from .data.fill import fill
 from .data.hashing import FileHashes
 from .data.loader import Loader
 from .data.order import Order
+from .data.scan import Surroundings, survey_all
+from .data.store import MemoryCache, Store
+from .data.users import user_of
 from .engine import Engine, make_optimizer
 from .errors import InputError, RunFailed, Stopped
 from .family import Family, FamilyPlugin
@@ -39,6 +42,10 @@ from .trainer import Trainer
 from .validation import captions, validate
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+FILE_HASHES = "files.sqlite"
+"""File below the cache for the hashes of files' contents."""
+FILE_INDEX = "headers.sqlite"
+"""File below the cache for what the headers of training data told."""
 HOOK_NAMES = tuple(name for name, spec in vars(Hooks).items() if hasattr(spec, "tunesmith_spec"))
 
 
@@ -57,7 +64,7 @@ def assemble(config: Config) -> Assembly:
         with blamed_on(name, "__init__"):
             made[name] = config.classes[name](name, settings)
     objective = any(implementations(plugin).get("compute_loss") is False for plugin in config.classes.values())
-    core = Core if objective else CoreWithObjective
+    core = CoreAroundObjective if objective else CoreWithObjective
     made[CORE] = core(CORE, CoreSettings())
     order = ordered({name: type(plugin) for name, plugin in made.items()})
     provider = made[config.family]
@@ -77,20 +84,29 @@ def assemble(config: Config) -> Assembly:
     return Assembly(family, HookCaller(made[name] for name in order))
 
 
-def look_at_data(config: Config, family: Family) -> list[Dataset]:
+def look_at_data(config: Config, cast: Assembly) -> list[Dataset]:
     """The datasets of a run; ConfigErrors for all of those that are not there or yield no whole batch."""
-    datasets: list[Dataset] = []
-    problems: list[Problem] = []
-    for number, table in enumerate(config.datasets):
-        if not isinstance(table, SampleTable) or belongs_to(table) is not None:
-            continue
+    datasets, problems = survey_data(config, cast)
+    for number, dataset in datasets.items():
         try:
-            datasets.append(scan(table, family, config.run))
+            dataset.require_batches()
         except InputError as error:
             problems.append(config.problem(("datasets", number), str(error)))
     if problems:
         raise ConfigErrors(problems)
-    return datasets
+    return list(datasets.values())
+
+
+def survey_data(config: Config, cast: Assembly, *, makes_index: bool = True) -> tuple[dict[int, Dataset], list[Problem]]:
+    """The datasets of a run by their numbers in the config, whole batches or none, and what is wrong with those that cannot be had.
+
+    The index of their files is used where there is one, and otherwise made if `makes_index`.
+    """
+    plugins = {plugin.name: plugin for plugin in cast.hooks.plugins}
+    place = config.run.cache_dir / FILE_INDEX
+    with Index(place if makes_index or place.is_file() else None) as index:
+        datasets, wrong = survey_all(config.datasets, Surroundings(cast.family, config.run, index, plugins))
+    return datasets, [config.problem(("datasets", number), str(error)) for number, error in wrong]
 
 
 def explain(config: Config) -> dict[str, list[tuple[str, str]]]:
@@ -110,12 +126,12 @@ def run(config: Config, resume: str, progress: Progress) -> Path:
     directory = RunDirectory(config.run.output / config.run_name)
     if resume == "never":
         directory = directory.next_free()
-    datasets = look_at_data(config, cast.family)
+    datasets = look_at_data(config, cast)
     checkpoint = _checkpoint(directory, resume, config, progress)
     directory.create()
     with ExitStack() as stack:
         stack.callback(directory.close)
-        file_hashes = stack.enter_context(FileHashes(config.run.cache_dir / "files.sqlite"))
+        file_hashes = stack.enter_context(FileHashes(config.run.cache_dir / FILE_HASHES))
         cache = stack.enter_context(_open_cache(config, progress))
         directory.describe(config.text, manifest(config.classes, config.overrides, config.text))
         this = Run(config, cast.family, cast.hooks, engine, directory, file_hashes, progress)
@@ -141,17 +157,19 @@ def _engine(config: Config) -> Engine:
         raise ConfigErrors([config.problem(("run",), str(error))]) from error
 
 
-def _open_cache(config: Config, progress: Progress) -> AbstractContextManager[Cache | None]:
-    return Cache(config.run.cache_dir, on_damage=progress.message) if config.run.cache else nullcontext()
+def _open_cache(config: Config, progress: Progress) -> AbstractContextManager[Store | None]:
+    if config.run.cache == "memory":
+        return MemoryCache()
+    return Cache(config.run.cache_dir, progress.message, config.run.cache_compression) if config.run.cache else nullcontext()
 
 
-def _carry_out(run: Run, datasets: Sequence[Dataset], checkpoint: Path | None, cache: Cache | None) -> None:
+def _carry_out(run: Run, datasets: Sequence[Dataset], checkpoint: Path | None, cache: Store | None) -> None:
     """The phases: encode, load, resume, train, save."""
     config, progress = run.config, run.progress
     run.emit("start", run=run.directory.name, resumed_from=str(checkpoint) if checkpoint else None)
     run.datasets = {dataset.name: dataset for dataset in datasets}
     fields = _fields(run)
-    order = Order(datasets, config.run.seed, cached=cache is not None)
+    order = Order(datasets, config.run.seed, cached=cache is not None, accumulation=config.run.gradient_accumulation)
     _encode(run, order, fields, cache)
     for dataset in datasets:
         run.emit("data", dataset=dataset.name, funnel=dataset.funnel.lines())
@@ -170,8 +188,9 @@ def _carry_out(run: Run, datasets: Sequence[Dataset], checkpoint: Path | None, c
         validate(run)
     started = run.step
     loader = Loader(run, order, fields, cache, on_unreadable=lambda source, reason: _tell_unreadable(run, source, reason))
-    Trainer(run, loader).train()
-    _finish(run, started)
+    with run.finishing_steps():  # to the last checkpoint: until it is there, to end is to lose steps
+        Trainer(run, loader).train()
+        _finish(run, started)
 
 
 def _fields(run: Run) -> list[Field]:
@@ -186,7 +205,22 @@ def _fields(run: Run) -> list[Field]:
                 raise RunFailed(f"plugins {writers[field.key]!r} and {plugin.name!r} both write the field {field.key!r}; use one of them")
             writers[field.key] = plugin.name
             fields.append(field)
+    for field in fields:
+        for dataset in run.datasets.values() if field.per_sample else ():
+            _check_needs(dataset, field, writers[field.key])
     return fields
+
+
+def _check_needs(dataset: Dataset, field: Field, writer: str) -> None:
+    """InputError if a dataset gives nothing that a field could be made of."""
+    for need in field.needs:
+        try:
+            dataset.recipe(need)
+        except KeyError:
+            raise InputError(
+                f"dataset {dataset.name!r} is of kind {dataset.table.kind!r} and gives no {need}, "
+                f"of which {writer!r} makes the field {field.key!r}; take the dataset out, or use one of another kind"
+            ) from None
 
 
 def _tell_unreadable(run: Run, source: Source, reason: str) -> None:
@@ -225,11 +259,11 @@ def total_steps(config: Config, order: Order) -> int:
     return -(-config.run.epochs * order.batches_per_epoch // config.run.gradient_accumulation)
 
 
-def _encode(run: Run, order: Order, fields: Sequence[Field], cache: Cache | None) -> None:
+def _encode(run: Run, order: Order, fields: Sequence[Field], cache: Store | None) -> None:
     """Fill the cache with what it lacks and release the encoders; without a cache, encode the prompts alone and keep them."""
     prompts = captions(run.config)
     if cache is not None:
-        fill(run, cache, fields, order, [*order.all_captions(), *prompts], run.progress)
+        fill(run, cache, fields, order, [*order.all_captions(), *prompts], run.progress, user_of(run.config))
     run.prompt_fields = {prompt: read_caption_fields(run, cache, fields, prompt) for prompt in prompts}
     if cache is not None:
         run.release_encoders()
@@ -277,7 +311,7 @@ def _stop_on_signals(run: Run, progress: Progress) -> Iterator[None]:
         if run.stop_reason is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         run.stop(signal.Signals(number).name)
-        progress.message(f"{run.stop_reason}: finishing the step and saving; once more to stop at once")
+        progress.message(f"{run.stop_reason}: finishing the step and saving; Ctrl+C now stops at once")
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

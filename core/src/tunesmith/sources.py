@@ -44,5 +44,5 @@ class SourcePlugin(Plugin[P]):
     def listing(self, settings: Settings, kind: Kind[Any], folder: Path, funnel: Funnel) -> Listing:
         """The files of a dataset, brought to this machine; `folder` is the source's own, below the cache.
 
-        What cannot be had is told to the funnel. InputError if nothing can.
+        What cannot be had is told to `funnel.lose`, and counts with the entries. InputError if nothing can.
         """

@@ -18,8 +18,9 @@ class Step:
     `index` counts optimizer steps, `micro` the micro-batches within one. `position` is the number of this micro-batch
     in the run's order of batches, on which every draw depends. `sigma` is [B] or broadcasts to the latents (such as
     [B, 1, F, 1, 1]); `noise`, `noisy` and `target` have the shape of the latents. Whoever changes `noisy` sets
-    `sigma` and `target` to match. `keep` marks tokens that must not be dropped, [B, tokens]. `scratch` holds one dict
-    per plugin and lives as long as the step.
+    `sigma` and `target` to match. What is given to the model, such as the first frame of a clip, has sigma 0 within
+    such a broadcasting sigma, and the core weighs its loss with 0. `keep` marks tokens that must not be dropped,
+    [B, tokens]. `scratch` holds one dict per plugin and lives as long as the step.
     """
 
     index: int

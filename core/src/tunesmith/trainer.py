@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .batch import Batch, Source, moved
 from .checkpoints import save
+from .config.together import gives_first_frame
 from .data.ahead import Ahead
 from .data.loader import Loader
 from .errors import RunFailed
@@ -28,17 +29,28 @@ AVERAGE_DECAY = 0.98
 """Decay per step of the moving average of the loss that is shown."""
 
 
+class Draws(NamedTuple):
+    """What a micro-batch draws, functions of its position: noise, sigma, and noise for latents that are sampled."""
+
+    noise: Tensor
+    sigma: Tensor
+    of_latents: Tensor | None
+
+    def pinned(self) -> Draws:
+        """The same in memory from which it is copied to a GPU without waiting."""
+        return Draws(self.noise.pin_memory(), self.sigma.pin_memory(), None if self.of_latents is None else self.of_latents.pin_memory())
+
+
 class Drawn(NamedTuple):
     """What is known of a micro-batch ahead of its step, on the CPU."""
 
     position: int
     batch: Batch
-    noise: Tensor | None
-    sigma: Tensor | None
+    draws: Draws | None
 
 
 class Trainer:
-    """Runs optimizer steps until the run is complete or asked to stop."""
+    """Runs optimizer steps until the run is complete or asked to stop; what comes before and after them is the session's."""
 
     def __init__(self, run: Run, loader: Loader) -> None:
         self.run = run
@@ -52,7 +64,7 @@ class Trainer:
         """All steps that are left, with validations and checkpoints when they are due."""
         run = self.run
         shown = self.progress.training(run.total_steps, run.step)
-        with run.finishing_steps(), self.ahead() as steps, shown:
+        with self.ahead() as steps, shown:
             while run.step < run.total_steps and run.stop_reason is None:
                 self.one_step(steps)
                 self.milestones()
@@ -103,30 +115,49 @@ class Trainer:
         )
 
     def draw(self, position: int) -> Drawn:
-        """The batch at a position with its noise and sigma, pinned for a GPU; without them as long as its latents are not encoded."""
+        """The batch at a position with its draws, pinned for a GPU; without them as long as its latents are not encoded."""
         batch = self.loader.ready(position)
         if "latents" not in batch.fields:
-            return Drawn(position, batch, None, None)
-        noise, sigma = self.noise(position, batch)
-        return Drawn(position, batch, *((noise.pin_memory(), sigma.pin_memory()) if self.run.device.type == "cuda" else (noise, sigma)))
+            return Drawn(position, batch, None)
+        draws = self.draws(position, batch)
+        return Drawn(position, batch, draws.pinned() if self.run.device.type == "cuda" else draws)
 
-    def noise(self, position: int, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Noise and sigma of a micro-batch on the CPU, functions of its position."""
+    def draws(self, position: int, batch: Batch) -> Draws:
+        """What a micro-batch draws, on the CPU; where its first frame is given, sigma is [B, 1, F, 1, 1] and 0 there."""
         run, latents = self.run, batch.tensor("latents")
         noise = torch.randn(latents.shape, generator=run.torch_generator("noise", position))
         tokens = run.model.token_grid(latents).tokens
-        sigma = self.sigmas.draw(run.numpy_generator("sigma", position), len(batch), tokens)
-        return noise, torch.from_numpy(sigma).float()
+        sigma = torch.from_numpy(self.sigmas.draw(run.numpy_generator("sigma", position), len(batch), tokens)).float()
+        if self.first_frame_given(batch):
+            sigma = with_first_frame_given(sigma, latents)
+        sampled = run.config.run.latents == "sample"
+        of_latents = torch.randn(latents.shape, generator=run.torch_generator("latents", position)) if sampled else None
+        return Draws(noise, sigma, of_latents)
+
+    def first_frame_given(self, batch: Batch) -> bool:
+        """Whether the first frame of these samples, which are of one dataset, is given to the model."""
+        return gives_first_frame(self.run.datasets[batch.sources[0].dataset].table)
 
     def prepare(self, drawn: Drawn) -> Step:
         """A micro-batch on the run's device, its noise mixed into the latents."""
         device, position = self.run.device, drawn.position
         batch = self.loader.finished(drawn.batch)
-        noise, sigma = (drawn.noise, drawn.sigma) if drawn.noise is not None and drawn.sigma is not None else self.noise(position, batch)
-        noise, sigma = moved(noise, device), moved(sigma, device)
-        noisy, target = mix(batch.tensor("latents").float(), noise, sigma)
+        draws = drawn.draws or self.draws(position, batch)
+        noise, sigma = moved(draws.noise, device), moved(draws.sigma, device)
+        latents = batch.tensor("latents").float()
+        if draws.of_latents is not None:
+            latents = latents + batch.tensor("latents_std").float() * moved(draws.of_latents, device)
+            batch.fields["latents"] = latents
+        noisy, target = mix(latents, noise, sigma)
+        keep = self.first_frame(latents) if self.first_frame_given(batch) else None
         index, micro = divmod(position, self.accumulation)
-        return Step(index, micro, position, "train", batch, sigma, noise, noisy, target)
+        return Step(index, micro, position, "train", batch, sigma, noise, noisy, target, keep)
+
+    def first_frame(self, latents: Tensor) -> Tensor:
+        """The tokens of the first frame, [B, tokens]."""
+        grid = self.run.model.token_grid(latents)
+        tokens = torch.arange(grid.tokens, device=latents.device) < grid.height * grid.width
+        return tokens.expand(len(latents), -1)
 
     def report(self, step: Step, loss: float, norm: Tensor, told: Mapping[str, Sequence[Tensor | float]]) -> None:
         """Show the step; write an event when one is due, with the means over micro-batches of what plugins told."""
@@ -163,3 +194,13 @@ class Trainer:
             validate(run)
         if run.config.checkpoints.every and run.step % run.config.checkpoints.every == 0:
             run.emit("checkpoint", path=str(save(run)))
+
+
+def with_first_frame_given(sigma: Tensor, latents: Tensor) -> Tensor:
+    """Sigma [B] as [B, 1, F, 1, 1] for latents [B, C, F, H, W], 0 at the first frame; RunFailed if there is no other."""
+    frames = latents.shape[2]
+    if frames == 1:
+        raise RunFailed("is_i2v: a clip of one latent frame has nothing to train once its first frame is given; use longer clips")
+    spread = sigma.reshape(-1, 1, 1, 1, 1).repeat(1, 1, frames, 1, 1)
+    spread[:, :, 0] = 0
+    return spread

@@ -52,11 +52,11 @@ def session(monkeypatch) -> types.SimpleNamespace:
         progress.message("on the way")
         progress.result("the result")
 
-    plan = types.SimpleNamespace(as_json=lambda: {"steps": 3, "path": Path("x")}, render=lambda: Text("a plan [b]"))
+    plan = types.SimpleNamespace(problems=[], as_json=lambda: {"steps": 3, "path": Path("x")}, render=lambda: Text("a plan [b]"))
     who = {"load_model": [("outer", "wrapper"), ("inner", "wrapper"), ("toyfamily", "provider")], "log": []}
     fake_session = types.SimpleNamespace(run=run, explain=lambda config: who)
     monkeypatch.setitem(sys.modules, "tunesmith.session", fake_session)
-    monkeypatch.setitem(sys.modules, "tunesmith.plan", types.SimpleNamespace(make_plan=lambda config: plan))
+    monkeypatch.setitem(sys.modules, "tunesmith.plan", types.SimpleNamespace(make_plan=lambda config, sheet: plan))
     return made
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.config import ConfigErrors, load_config
+from tunesmith.config.tables import RunTable
 
 GOOD = '[run]\nsteps = 1\n[model]\nfamily = "toyfamily"\n[[datasets]]\npath = "a"\n'
 FIRST = GOOD.count("\n") + 1
@@ -54,10 +55,7 @@ def test_a_plugin_that_is_switched_off_does_not_count(toy, told, tmp_path):
     ]
 
 
-RUN = (
-    "batch_size, cache, cache_dir, deterministic, device, epochs, gradient_accumulation, gradient_checkpointing, log_every, name, output, "
-    "precision, seed, steps, weights"
-)
+RUN = ", ".join(sorted(RunTable.model_fields))
 
 
 def test_relations_in_a_circle_print_it(toy, told):

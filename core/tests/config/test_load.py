@@ -67,7 +67,7 @@ def test_a_small_config_gets_every_default(toy, write):
 def test_paths_are_relative_to_the_config_and_datasets_take_their_folders_name(toy, write):
     path = write(GOOD.replace('"pictures"', '"../my pictures"'))
     [dataset] = load_config(path).datasets
-    assert dataset.path == path.parent / "../my pictures"
+    assert dataset.path == str(path.parent / "../my pictures")
     assert dataset.name == "my-pictures"
 
 
@@ -173,7 +173,7 @@ SHIFT = "should be 'checkpoint', 'none' or 'auto'"
         ('family = "toyfamily"', 'family = "toyfamily"\nvariant = "smal"', "6: [model] variant = 'smal': should be 'small' or 'large'"),
         ('family = "toyfamily"', 'family = "toyfamily"\n[plugins.toyfamily]', "6: [plugins.toyfamily] is the model family, whose settings"),
         ("[[datasets]]", "[datasets]", "7: [[datasets]] should stand in double brackets"),
-        ('path = "pictures"', "", "7: [[datasets]] missing setting 'path': Folder of"),
+        ('path = "pictures"', "", "7: [[datasets]] give either `path` or `source`, to say where the"),
         ('path = "pictures"', 'path = "p"\ncaptions = "instance"', '7: [[datasets]] `captions = "instance"` and `instance_prompt`'),
         ('path = "pictures"', 'path = "p"\n[[datasets]]\npath = "q/P"', "9: [[datasets]] name 'P' is taken by dataset number 1"),
         ('path = "pictures"', 'path = "p"\n[noise]\nshift = "atuo"', f"10: [noise] shift = 'atuo': {SHIFT} or a number; did"),
@@ -209,7 +209,7 @@ def test_an_empty_file_names_what_is_missing(toy, write):
     assert told(write("")) == [
         "config.toml: [run] give the length of the run as either steps or epochs",
         'config.toml: [model] missing table; write [model] with family = "..."',
-        'config.toml: [[datasets]] missing table; write [[datasets]] with path = "..." for each folder of training data',
+        'config.toml: [[datasets]] missing table; write [[datasets]] with path = "..." for each dataset',
     ]
 
 

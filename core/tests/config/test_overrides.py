@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tunesmith.config import ConfigErrors, load_config
+from tunesmith.config.datasets import SampleTable
 from tunesmith.config.overrides import apply
 
 GOOD = '[run]\nsteps = 10\n[model]\nfamily = "toyfamily"\n[[datasets]]\npath = "a"\n[[datasets]]\npath = "b"\n'
@@ -30,7 +31,7 @@ def test_settings_of_the_file_are_replaced_and_others_added(config):
     numbers = ["run.steps=3", "datasets.1.repeats = 2", "optimizer.betas=[0.8, 0.9]"]
     loaded = load_config(config, [*numbers, "noise.shift=auto", 'plugins."toyloss".pattern=a.b c', "run.name=x"])
     assert loaded.run.steps == 3
-    assert [dataset.repeats for dataset in loaded.datasets] == [1, 2]
+    assert [dataset.repeats for dataset in loaded.datasets if isinstance(dataset, SampleTable)] == [1, 2]
     assert loaded.noise.shift == "auto"
     assert loaded.optimizer.arguments == {"betas": [0.8, 0.9]}
     assert loaded.plugins["toyloss"].pattern == "a.b c"  # type: ignore[attr-defined]

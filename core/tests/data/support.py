@@ -17,9 +17,10 @@ from torch import Tensor
 from tunesmith import Batch, Family, FamilyDefaults, Field, Modality, Ragged, TokenGrid
 from tunesmith.config.datasets import ImageTable
 from tunesmith.config.tables import RunTable
-from tunesmith.data.dataset import Dataset, scan
+from tunesmith.data.dataset import Dataset
 from tunesmith.data.hashing import FileHashes
 from tunesmith.data.order import Order
+from tunesmith.data.scan import scan
 
 
 class Facts(Family):
@@ -97,6 +98,11 @@ class CountingRun:
         self.hooks = self
         self.encoded: Counter[str] = Counter()
         self.batches: list[Batch] = []
+        self.progress = Quiet()
+        self.released = 0
+
+    def release_encoders(self) -> None:
+        self.released += 1
 
     def encode_batch(self, run: Any, batch: Batch) -> Batch:
         assert not torch.is_grad_enabled()
@@ -119,6 +125,10 @@ class Quiet:
 
     def __init__(self) -> None:
         self.stages: dict[str, list[int]] = {}
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Any]:

@@ -1,5 +1,7 @@
 """The cache: exact, shared, and unharmed by writers that die and bytes that rot."""
 
+import errno
+import hashlib
 import signal
 import sqlite3
 import subprocess
@@ -11,9 +13,11 @@ from textwrap import dedent
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from tunesmith import Caption, Crop, Field, InputError, Window
 from tunesmith.data import cache as module
+from tunesmith.data import codec, shards
 from tunesmith.data.cache import Cache, caption_key, sample_key
 from tunesmith.data.database import open_database
 
@@ -140,7 +144,7 @@ def test_the_index_is_committed_only_after_the_bytes_are_on_disk(tmp_path, monke
 
     with Cache(tmp_path) as cache:
         cache.put("key", torch.ones(3))
-        monkeypatch.setattr(module, "_sync", fail)
+        monkeypatch.setattr(shards, "_sync", fail)
         with pytest.raises(InputError, match=r"\[run\] cache_dir.*the disk is full"):
             cache.flush()
         monkeypatch.undo()
@@ -216,3 +220,141 @@ def test_a_cache_folder_that_cannot_be_made_is_told_with_the_setting(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"\[run\] cache_dir"):
         Cache(Path(tmp_path / "file" / "cache"))
+
+
+def stored(folder: Path) -> dict[str, tuple[int, int]]:
+    """Codec and length of every entry."""
+    connection = sqlite3.connect(folder / "index.sqlite")
+    found = {key: (codec, length) for key, codec, length in connection.execute("SELECT key, codec, length FROM entries")}
+    connection.close()
+    return found
+
+
+@pytest.mark.parametrize(("compression", "codecs"), [("auto", (0, 1)), ("zstd", (1, 1)), ("none", (0, 0))])
+def test_entries_are_compressed_as_asked_and_come_back_the_same(tmp_path, compression, codecs):
+    noise = torch.randint(0, 256, (4000,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    padding = torch.zeros(1000)
+    with Cache(tmp_path, compression=compression) as cache:
+        cache.put_many({"noise": noise, "padding": padding})
+    found = stored(tmp_path)
+    assert (found["noise"][0], found["padding"][0]) == codecs
+    assert (found["padding"][1] < 400) == (codecs[1] == 1)
+    with Cache(tmp_path, compression="none") as cache:  # how it was written says the index, not the setting
+        assert torch.equal(cache.get("noise"), noise)  # type: ignore[arg-type]
+        assert torch.equal(cache.get("padding"), padding)  # type: ignore[arg-type]
+
+
+def test_automatic_compression_needs_a_tenth(tmp_path, monkeypatch):
+    made = {}
+    for share in (0.89, 0.91):
+        monkeypatch.setattr("zstandard.ZstdCompressor", lambda level, share=share: Shrinks(share))
+        made[share] = codec.pack(torch.zeros(1000), "auto")[1]
+    assert made == {0.89: codec.Codec.ZSTD, 0.91: codec.Codec.PLAIN}
+
+
+class Shrinks:
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def compress(self, content: bytes) -> bytes:
+        return content[: int(self.share * len(content))]
+
+
+def test_a_cache_of_the_first_version_is_read_and_goes_on(tmp_path):
+    content = save({"value": torch.arange(5.0)})
+    (tmp_path / "shard-0123.bin").write_bytes(content)
+    connection = sqlite3.connect(tmp_path / "index.sqlite")
+    connection.execute("CREATE TABLE entries (key TEXT PRIMARY KEY, shard TEXT, offset INT, length INT, checksum BLOB) WITHOUT ROWID")
+    connection.execute("CREATE TABLE checked (shard TEXT PRIMARY KEY, size INT, mtime_ns INT) WITHOUT ROWID")
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    connection.execute("INSERT INTO entries VALUES ('old', 'shard-0123.bin', 0, ?, ?)", (len(content), digest))
+    connection.commit()
+    connection.close()
+    for _ in range(2):
+        with Cache(tmp_path) as cache:
+            assert cache.sound_many(["old"]) == {"old"}
+            assert torch.equal(cache.get("old"), torch.arange(5.0))  # type: ignore[arg-type]
+            cache.put("new", torch.zeros(1))
+            assert cache.get("new") == torch.zeros(1)
+
+
+def test_a_cache_of_a_newer_version_is_refused(tmp_path):
+    Cache(tmp_path).close()
+    connection = sqlite3.connect(tmp_path / "index.sqlite")
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(InputError, match=r"\[run\] cache_dir: .* was made by a newer Tunesmith"):
+        Cache(tmp_path)
+
+
+def test_a_shard_that_is_full_is_followed_by_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1000)
+    with Cache(tmp_path, compression="none") as cache:
+        for number in range(6):
+            cache.put(str(number), torch.full((100,), float(number)))
+            cache.flush()
+        assert {key: float(value[0]) for key, value in cache.get_many(map(str, range(6))).items()} == {str(n): n for n in range(6)}
+    assert len(list(tmp_path.glob("shard-*.bin"))) == 2
+
+
+def test_more_shards_than_may_be_open_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "OPEN_FILES", 2)
+    for number in range(5):
+        with Cache(tmp_path) as cache:
+            cache.put(str(number), torch.tensor(number))
+    with Cache(tmp_path) as cache:
+        for _ in range(2):
+            assert {key: int(value) for key, value in cache.get_many("01234").items()} == {str(n): n for n in range(5)}
+
+
+def test_a_shard_that_another_is_writing_is_not_read_through_again_and_again(tmp_path, monkeypatch):
+    with Cache(tmp_path) as writer, Cache(tmp_path) as reader:
+        writer.put("key", torch.ones(3))
+        writer.flush()
+        monkeypatch.setattr(shards.Shards, "is_whole", lambda self, place: pytest.fail("read"))
+        assert reader.sound_many(["key"]) == {"key"}
+        monkeypatch.undo()
+
+
+def test_what_one_claims_another_does_not_until_it_is_stored_released_or_its_owner_dies(tmp_path):
+    keys = ["a", "b", "c"]
+    with Cache(tmp_path) as one, Cache(tmp_path) as other:
+        assert one.claim_many(["a", "b"]) == {"a", "b"}
+        assert one.claim_many(keys) == {"c"}
+        assert other.claim_many(keys) == set()
+        assert other.others_at(keys) is not None
+        assert one.others_at(keys) is None
+        one.put("a", torch.zeros(1))
+        one.flush()
+        assert other.claim_many(keys) == set()
+        one.release()
+        assert other.claim_many(keys) == {"b", "c"}
+        assert other.others_at(keys) is None
+    with Cache(tmp_path) as third:
+        assert third.claim_many(keys) == {"b", "c"}
+
+
+def test_slow_work_is_committed_after_a_while(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "GROUP_SECONDS", 0.0)
+    with Cache(tmp_path) as writer, Cache(tmp_path) as reader:
+        writer.put("key", torch.ones(3))
+        assert reader.contains_many(["key"]) == {"key"}
+
+
+def test_locks_that_a_file_system_does_not_have_are_told_with_the_remedy(tmp_path, monkeypatch):
+    def unsupported(handle, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with pytest.raises(
+        InputError, match=r"\[run\] cache_dir: .* cannot be locked \(No locks available\).*network file systems.*local disk"
+    ):
+        Cache(tmp_path)
+
+
+def test_what_is_put_together_is_committed_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "GROUP_ENTRIES", 3)
+    with Cache(tmp_path) as writer, Cache(tmp_path) as reader:
+        for batch in ("ab", "cd", "ef"):
+            writer.put_many({key: torch.zeros(1) for key in batch}, "latents")
+        assert reader.contains_many("abcdef") == set("abcd")

@@ -1,15 +1,18 @@
-"""Captions, scanning a folder, and the funnel that tells what became of its files."""
+"""Scanning datasets, and the funnel that tells what became of their files."""
 
 import json
 import os
+import time
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from core.tests.data.support import Facts, picture, pictures, run_table, scanned, table
 from tunesmith import InputError
-from tunesmith.data.captions import NoCaption, captions_of
-from tunesmith.data.dataset import survey
+from tunesmith.data.pictures import ImageKind
+from tunesmith.data.scan import survey
+from tunesmith.kinds import Unfit
 
 
 def surveyed(folder, batch_size=1, **settings):
@@ -18,25 +21,6 @@ def surveyed(folder, batch_size=1, **settings):
 
 def losses(dataset):
     return {(lost.station, lost.reason): (lost.count, lost.examples) for lost in dataset.funnel.losses}
-
-
-def test_the_lines_of_a_text_file_are_alternative_captions(tmp_path):
-    (tmp_path / "a.txt").write_bytes("\ufeff  ein Bär \r\n\n\tzwei Bären\n".encode())
-    assert captions_of(tmp_path / "a.png", table(tmp_path, captions="textfile")) == ("ein Bär", "zwei Bären")
-
-
-def test_captions_from_names_read_underscores_as_spaces_and_instances_share_one(tmp_path):
-    file = tmp_path / "a_red_fox.2.png"
-    assert captions_of(file, table(tmp_path, captions="filename")) == ("a red fox.2",)
-    assert captions_of(file, table(tmp_path, captions="instance", instance_prompt="a sks fox")) == ("a sks fox",)
-
-
-@pytest.mark.parametrize(("content", "reason"), [(None, "no .txt file"), (b" \n\n", "is empty"), (b"\xff\xfea", "not UTF-8")])
-def test_a_missing_empty_or_undecodable_text_file_says_so(tmp_path, content, reason):
-    if content is not None:
-        (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(NoCaption, match=reason):
-        captions_of(tmp_path / "a.png", table(tmp_path, captions="textfile"))
 
 
 def test_samples_are_found_below_the_folder_in_the_order_of_their_names(tmp_path):
@@ -88,10 +72,10 @@ def test_hostile_files_are_left_out_counted_and_named(tmp_path):
         ("readable", "not a JPEG, PNG or WebP picture (it begins with b'GIF87a\\x04\\x00\\x04\\x00\\x81\\x00')"): (1, ["animated.webp"]),
         ("readable", "not a JPEG, PNG or WebP picture (the file is empty)"): (1, ["zero.jpg"]),
         ("captioned", "its .txt file is a link that leaves the dataset's folder"): (1, ["linked_caption.png"]),
-        ("captioned", "no .txt file beside the picture"): (1, ["uncaptioned.png"]),
+        ("captioned", "no .txt file beside it"): (1, ["uncaptioned.png"]),
         ("sized", "too elongated: less than 1/16 would be left"): (1, ["line.png 1x40000"]),
     }
-    counts = [dataset.funnel.passed(station) for station in ("found", "readable", "captioned", "sized", "bucketed")]
+    counts = [dataset.funnel.passed(station) for station in ("found", "readable", "captioned", "sized", "batched")]
     assert counts == [13, 6, 4, 3, 3]
 
 
@@ -115,8 +99,11 @@ def test_small_buckets_are_lost_and_remainders_counted(tmp_path):
         "found": 9,
         "readable": 9,
         "captioned": 9,
+        "paired": 9,
         "sized": 9,
-        "bucketed": 7,
+        "timed": 9,
+        "bucketed": 9,
+        "batched": 7,
         "samples an epoch": 6,
         "batches": 2,
     }
@@ -141,7 +128,8 @@ def test_no_whole_batch_stops_with_the_funnel_and_remedies_that_help(tmp_path):
     with pytest.raises(InputError) as raised:
         scanned(tmp_path, batch_size=8)
     message = str(raised.value)
-    assert "4 found -> 3 readable -> 3 captioned -> 3 sized -> 0 bucketed -> 0 whole batches" in message
+    stations = "4 found -> 3 readable -> 3 captioned -> 3 large enough -> 3 in a bucket -> 0 in a whole batch -> 0 whole batches"
+    assert stations in message
     assert "bad.png" in message
     assert "`repeats = 3`" in message
     assert "`oversubscribe = true`" in message
@@ -149,7 +137,10 @@ def test_no_whole_batch_stops_with_the_funnel_and_remedies_that_help(tmp_path):
 
 
 def test_a_folder_without_pictures_or_no_folder_at_all_is_told(tmp_path):
-    with pytest.raises(InputError, match=r"0 found(.|\n)*remedy: put jpg, png or webp files"):
+    with pytest.raises(
+        InputError,
+        match=r"0 found(.|\n)*remedy: put files with captions \(captions = 'filename'\) there, whose names end in .jpeg, .jpg, .png, .webp",
+    ):
         scanned(tmp_path)
     with pytest.raises(InputError, match="is not a folder"):
         scanned(tmp_path / "gone")
@@ -166,7 +157,7 @@ def test_a_file_dropped_later_leaves_its_bucket_and_is_named(tmp_path):
     assert losses(dataset) == {("readable", "cannot be decoded (truncated)"): (1, ["01.png"])}
     dataset.drop(dataset.samples[0].file, "gone")
     dataset.drop(dataset.samples[0].file, "gone")
-    with pytest.raises(InputError, match="1 sized -> 0 bucketed"):
+    with pytest.raises(InputError, match="1 in a bucket -> 0 in a whole batch"):
         dataset.require_batches()
 
 
@@ -174,8 +165,74 @@ def test_enlarged_pictures_are_noted(tmp_path):
     pictures(tmp_path, 2)
     picture(tmp_path / "small.png", (16, 16))
     assert surveyed(tmp_path).funnel.notes == [
-        "1 of 3 pictures are smaller than their target and are enlarged (small.png: 16x16 to 32x32); a smaller `resolution` avoids that"
+        "1 of 3 samples are smaller than their target and are enlarged (small.png: 16x16 to 32x32); a smaller `resolution` avoids that"
     ]
+
+
+def test_many_files_are_dropped_without_looking_at_all_samples_for_each(tmp_path):
+    pictures(tmp_path, 2)
+    dataset = scanned(tmp_path, batch_size=1)
+    first = dataset.samples[0]
+    many = [replace(first, where=f"/nowhere/{number}.png", name=f"{number}.png") for number in range(20_000)]
+    large = type(dataset)(dataset.table, dataset.kind, "large", 1, many, replace(dataset.funnel, total=20_000))
+    began = time.perf_counter()
+    assert all(large.drop(sample.file, "gone") for sample in many[::2])
+    assert len(large.samples) == 10_000
+    assert time.perf_counter() - began < 3  # one look at all samples for each would take minutes
+    assert [sample.name for sample in large.samples[:2]] == ["1.png", "3.png"]
+    assert large.funnel.passed("bucketed") == large.funnel.batches == 10_000
+
+
+def test_at_most_so_many_samples_are_chosen_whatever_else_is_there(tmp_path):
+    def chosen(**settings):
+        dataset = surveyed(tmp_path, name="set", max_samples=5, **settings)
+        return dataset, {sample.name for sample in dataset.samples}
+
+    pictures(tmp_path, 12)
+    dataset, before = chosen()
+    assert len(before) == 5
+    assert dataset.funnel.passed("sized") == 12
+    assert dataset.funnel.passed("bucketed") == dataset.funnel.passed("batched") == 5
+    assert dataset.funnel.notes == ["max_samples = 5: of 12 samples so many are taken, chosen by the dataset's name"]
+    assert "12 large enough -> 5 samples -> 5 in a bucket" in dataset.funnel.lines()[0]
+    pictures(tmp_path, 1, prefix="another")
+    assert len(before & chosen()[1]) >= 4
+    (tmp_path / f"{sorted(before)[0]}").unlink()
+    assert before & chosen()[1] >= before - {sorted(before)[0]}
+    others = {sample.name for sample in surveyed(tmp_path, name="other", max_samples=5).samples}
+    assert others != chosen()[1]
+
+
+def test_short_buckets_get_a_remedy_with_a_number(tmp_path):
+    pictures(tmp_path, 3)
+    pictures(tmp_path, 2, (64, 16), "wide")
+    with pytest.raises(InputError, match=r"`repeats = 4` makes batches of all 2 buckets \(the smallest has 2\)"):
+        scanned(tmp_path, batch_size=8)
+    assert len(scanned(tmp_path, batch_size=8, repeats=4).buckets) == 2
+    assert len(scanned(tmp_path, batch_size=8, repeats=3).buckets) == 1
+
+
+class Tiles(ImageKind):
+    """Pictures of which each gives as many samples as its name begins with; 0 is too short."""
+
+    def pieces(self, probe, name):
+        count = int(name[0])
+        if not count:
+            raise Unfit("timed", "too short", "of 0 s")
+        return super().pieces(probe, name) * count
+
+
+def test_files_may_give_several_samples_which_are_counted_from_the_buckets_on(tmp_path):
+    for name in ("0", "1", "3"):
+        picture(tmp_path / f"{name}.png")
+    made = table(tmp_path)
+    dataset = survey(made, Facts(), run_table(1), Tiles(made, Facts()))
+    assert [sample.name for sample in dataset.samples] == ["1.png", "3.png", "3.png#2", "3.png#3"]
+    stations = "3 found -> 3 readable -> 3 captioned -> 3 large enough -> 2 long enough -> 4 samples -> 4 in a bucket -> 4 in a whole batch"
+    assert stations in dataset.funnel.lines()[0]
+    assert dataset.funnel.lines()[1] == "  1 not of a usable length: too short (0.png of 0 s)"
+    dataset.drop(tmp_path / "3.png", "gone")
+    assert [dataset.funnel.passed(station) for station in ("readable", "timed", "bucketed", "batched")] == [2, 1, 1, 1]
 
 
 def test_scanning_reads_headers_only(tmp_path, monkeypatch):

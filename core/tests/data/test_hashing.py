@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,40 @@ def test_a_damaged_memory_is_told_with_the_remedy(tmp_path):
     (tmp_path / "files.sqlite").write_bytes(b"no database at all" * 100)
     with pytest.raises(InputError, match=r"cache_dir.*files.sqlite is damaged.*remove it"):
         FileHashes(tmp_path / "files.sqlite")
+
+
+def test_many_files_are_looked_up_together_and_only_new_and_changed_ones_are_read(tmp_path, hashes, monkeypatch):
+    files = [tmp_path / "set" / f"{number}" for number in range(700)]
+    files[0].parent.mkdir()
+    for number, file in enumerate(files):
+        file.write_bytes(str(number).encode())
+    expected = {file: hashlib.blake2b(str(number).encode(), digest_size=20).hexdigest() for number, file in enumerate(files)}
+    assert dict(hashes.of_many(files)) == expected
+    files[5].write_bytes(b"changed")
+    files[6].unlink()
+    (tmp_path / "set" / "link").symlink_to("7")
+    statements: list[str] = []
+    hashes._connection.set_trace_callback(statements.append)
+    names = opened(monkeypatch)
+    asked: list[str] = []
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(hashes.of_many([*files, tmp_path / "set" / "link"], pool, lambda file: asked.append(file.name)))
+    assert names == asked == ["5"]
+    assert isinstance(found[files[6]], FileNotFoundError)
+    assert found[tmp_path / "set" / "link"] == expected[files[7]]
+    assert found[files[5]] == hashlib.blake2b(b"changed", digest_size=20).hexdigest()
+    assert {file: found[file] for file in files[10:]} == {file: expected[file] for file in files[10:]}
+    assert len(statements) <= 5
+
+
+def test_what_was_hashed_before_a_reader_breaks_off_is_remembered(tmp_path, hashes, monkeypatch):
+    files = [tmp_path / str(number) for number in range(4)]
+    for file in files:
+        file.write_bytes(b"x")
+    reading = hashes.of_many(files)
+    for _ in range(2):
+        next(reading)
+    reading.close()
+    names = opened(monkeypatch)
+    assert len(dict(hashes.of_many(files))) == 4
+    assert names == ["2", "3"]

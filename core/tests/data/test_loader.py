@@ -1,7 +1,10 @@
 """The loader: the batch of each position, read ahead or not, with a cache or without."""
 
+import os
 import threading
+from collections import Counter
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +13,8 @@ from core.tests.data.support import FIELDS, CountingRun, Quiet, ordered, picture
 from tunesmith import Batch, Ragged, RunFailed
 from tunesmith.data.ahead import LOTS
 from tunesmith.data.cache import Cache
-from tunesmith.data.encode import fill
+from tunesmith.data.dataset import Dataset
+from tunesmith.data.fill import fill
 from tunesmith.data.loader import LOT, Loader
 
 
@@ -57,8 +61,8 @@ def test_batches_read_ahead_equal_direct_reads_from_any_start(tmp_path, run, cac
 
 
 def test_a_batch_from_the_cache_is_what_the_encoder_makes_of_it(tmp_path, run):
-    cached, fresh = loader(tmp_path, run, cached=True), loader(tmp_path, run, cached=True)
-    fresh.cache = None
+    cached = loader(tmp_path, run, cached=True)
+    fresh = Loader(run, cached.order, FIELDS, None)
     for position in range(8):
         assert same(cached.batch(position), fresh.batch(position))
 
@@ -86,12 +90,99 @@ def test_reading_from_the_cache_needs_neither_encoders_nor_files_again(tmp_path,
 
 def test_an_error_of_the_reading_thread_is_raised_where_the_batch_is_taken(tmp_path, run):
     made = loader(tmp_path, run, cached=True)
-    assert made.cache is not None
-    for shard in made.cache.folder.glob("shard-*.bin"):
-        shard.write_bytes(b"")
-    made.cache = Cache(made.cache.folder)
-    with made.batches(0) as batches, pytest.raises(RunFailed, match="start again, and it is encoded anew"):
+    for file in (tmp_path / "set").iterdir():
+        file.unlink()
+    with made.batches(0) as batches, pytest.raises(RunFailed, match="cannot be read any more"):
         next(batches)
+
+
+def harmed(made: Loader, run: Any, harm) -> tuple[Loader, list[str]]:
+    """The loader of another start, after every shard was harmed as the disk does it: unnoticed."""
+    assert isinstance(made.cache, Cache)
+    made.cache.close()
+    for shard in made.cache.folder.glob("shard-*.bin"):
+        status = shard.stat()
+        shard.write_bytes(harm(shard.read_bytes()))
+        os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+    told: list[str] = []
+    run.encoded.clear()
+    run.progress.messages.clear()
+    return Loader(run, made.order, FIELDS, Cache(made.cache.folder, told.append)), told
+
+
+def rotten(content: bytes) -> bytes:
+    """Every entry with some wrong bytes."""
+    return bytes(byte ^ 0xFF if index % 50 == 25 else byte for index, byte in enumerate(content))
+
+
+def parts(made: Loader, positions: range) -> Counter[str]:
+    """How many values of each field the batches at these positions are made of."""
+    sources = [source for position in positions for source in made.order.batch(position)]
+    samples = {(source.file, source.crop) for source in sources}
+    captions = {source.caption for source in sources}
+    return Counter({"latents": len(samples), "edges": len(samples), "prompt": len(captions), "length": len(captions)})
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_what_has_rotted_or_gone_is_encoded_again_once_field_by_field_and_said(tmp_path, run, ahead):
+    whole = loader(tmp_path, run, cached=True)
+    expected = [whole.batch(position) for position in range(12)]
+    made, told = harmed(whole, run, rotten)
+    if ahead:
+        with made.batches(0) as batches:
+            found = list(islice(batches, 12))
+    else:
+        found = [made.batch(position) for position in range(12)]
+    assert all(same(one, other) for one, other in zip(found, expected, strict=True))
+    assert all(batch.wanted == frozenset() and batch.inputs == {} for batch in found)
+    encoded = run.encoded.copy()
+    assert encoded >= parts(made, range(12))
+    assert encoded <= parts(made, range(12 + 2 * LOT))
+    assert len(told) == 1
+    assert "are damaged or gone and are made anew" in told[0]
+    assert run.progress.messages
+    assert all("cache entries again that were damaged or gone: of set:" in message for message in run.progress.messages)
+    assert run.released == len(run.progress.messages) <= 12
+    again = Loader(run, made.order, FIELDS, made.cache)
+    assert all(same(again.batch(position), expected[position]) for position in range(12))
+    assert run.encoded == encoded
+
+
+def test_batches_that_were_read_ahead_are_repaired_together(tmp_path, run):
+    whole = loader(tmp_path, run, cached=True)
+    expected = [whole.batch(position) for position in range(3)]
+    made, _ = harmed(whole, run, rotten)
+    ready = [made.ready(position) for position in range(3)]
+    assert all(batch.wanted == {"latents", "edges", "prompt", "length"} for batch in ready)
+    found = [made.finished(batch) for batch in ready]
+    assert all(same(one, other) for one, other in zip(found, expected, strict=True))
+    assert run.encoded == parts(made, range(3))
+    assert (len(run.progress.messages), run.released) == (1, 1)
+
+
+def test_only_the_field_that_is_damaged_is_encoded_again_and_captions_decode_nothing(tmp_path, run, monkeypatch):
+    whole = loader(tmp_path, run, cached=True)
+    expected = whole.batch(0)
+    keys = {whole._key(FIELDS[2], source) for source in expected.sources}
+    assert isinstance(whole.cache, Cache)
+    whole.cache._connection.executemany("DELETE FROM entries WHERE key = ?", [(key,) for key in keys])
+    run.encoded.clear()
+    monkeypatch.setattr(Dataset, "load", lambda self, source, need: pytest.fail("decoded"))
+    made = Loader(run, whole.order, FIELDS, whole.cache)
+    assert same(made.batch(0), expected)
+    assert run.encoded == {"prompt": len(keys)}
+
+
+def test_a_lost_entry_whose_file_is_gone_stops_the_run_by_name(tmp_path, run):
+    made, _ = harmed(loader(tmp_path, run, cached=True), run, lambda content: b"")
+    for source in made.order.all_sources():
+        run.file_hashes.of(source.file)
+    hashes = {source.file: run.file_hashes.of(source.file) for source in made.order.all_sources()}
+    made._contents.update(hashes)
+    for file in hashes:
+        file.unlink()
+    with pytest.raises(RunFailed, match=r"no longer holds 'latents' of set:.*\.png, and it cannot be made again: .*put the file back"):
+        made.batch(0)
 
 
 def test_the_reading_thread_ends_with_the_block_however_it_is_left(tmp_path, run):
@@ -178,7 +269,7 @@ def test_without_a_cache_a_bucket_without_any_readable_picture_stops_the_run(tmp
     order = ordered(folder, cached=False)
     for file in folder.iterdir():
         file.write_bytes(b"")
-    with pytest.raises(RunFailed, match=r"no picture of the bucket 32x32 can be decoded.*the file is empty"):
+    with pytest.raises(RunFailed, match=r"no sample of the bucket 32x32 can be decoded.*the file is empty"):
         Loader(run, order, FIELDS, None).batch(0)
 
 
@@ -186,5 +277,5 @@ def test_a_file_that_is_gone_before_its_first_use_stops_the_run_by_name(tmp_path
     made = loader(tmp_path, run, cached=True)
     for file in (tmp_path / "set").iterdir():
         file.unlink()
-    with pytest.raises(RunFailed, match=r"set:.*\.png cannot be read any more.*start again"):
+    with pytest.raises(RunFailed, match=r"set/.*\.png cannot be read any more.*start again"):
         made.batch(0)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError, TunesmithError
+from .cache import app as cache_app
+from .commands import WithPlugins
 from .screen import fail, nesting, plugin_table
 
 if TYPE_CHECKING:
@@ -17,12 +19,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="tune",
+    cls=WithPlugins,
     help="Fine-tune image and video diffusion models; every feature is a plugin.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(cache_app)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The TOML file that describes the run.")]
 Overrides = Annotated[
@@ -82,20 +86,30 @@ def run(
 
 
 @app.command()
-def plan(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw samples of every bucket, as they are trained on, into this file.")
+    ] = None,
+) -> None:
     """Look at config, data and model without loading weights, and tell what a run would do."""
     from ..config import load_config
 
     checked = load_config(config, overrides or ())
     from ..plan import make_plan
 
-    made = make_plan(checked)
+    made = make_plan(checked, sheet)
     if as_json:
         print(json.dumps(made.as_json(), indent=2, default=str))
-        return
-    from rich.console import Console
+    if made.problems or not as_json:
+        from rich.console import Console
 
-    Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(made.render())
+        stream = sys.stderr if made.problems else sys.stdout
+        Console(file=stream, highlight=False, soft_wrap=not stream.isatty()).print(made.render())
+    if made.problems:
+        raise typer.Exit(2)
 
 
 @app.command()

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..paths import DataPath, InputPath, is_url
 from ..plugin import Settings
+from .filters import read_filters
 from .tables import MOST_STEPS, FileStem, as_stem
 
 Edge: TypeAlias = Annotated[float, Field(gt=0)]
 """A size in the unit of `resolution_type`."""
 
 
+DELETES = "Tunesmith never deletes or changes a file of yours; the pre-flight, `tune plan`, names what it leaves out and why"
+"""Why there are no settings that remove files."""
+
+
 class DatasetTable(Settings):
     """`[[datasets]]`: files of one kind, wherever they come from."""
+
+    refused_keys: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("delete_problematic_images", "delete_unwanted_images", "delete_nsfw_images"), DELETES
+    )
 
     name: FileStem | None = None
     """Name in messages and in the cache; that of the folder or file list when not given."""
@@ -35,7 +46,7 @@ class DatasetTable(Settings):
         if (self.path is None) == (self.source is None):
             raise ValueError("give either `path` or `source`, to say where the files are")
         if self.source is not None and not isinstance(self.source.get("plugin"), str):
-            raise ValueError('`source` should say which plugin lists the files: source = { plugin = "hf_datasets", ... }')
+            raise ValueError('`source` should say which plugin lists the files: source = { plugin = "NAME", ... }')
         return self
 
     def named(self) -> Self:
@@ -75,7 +86,7 @@ class SampleTable(DatasetTable):
     """Column of the file list, or key of the .json file, that holds the caption or a list of alternatives; `caption` or `text`
     when not given."""
     caption_prefix: str = ""
-    """Put before every caption."""
+    """Put before every caption, with a space between."""
     caption_filter: tuple[str, ...] | InputPath = ()
     """Texts that are taken out of captions, or a file of them, a line each; `s/PATTERN/TEXT/` replaces by a regular expression."""
     caption_shuffle: CaptionShuffle | None = None
@@ -98,6 +109,12 @@ class SampleTable(DatasetTable):
     """Samples in one micro-batch of this dataset; `[run] batch_size` when not given."""
     oversubscribe: bool = False
     """Repeat samples of a bucket that is smaller than a batch until it fills one."""
+
+    @field_validator("caption_filter")
+    @classmethod
+    def _filters(cls, value: tuple[str, ...] | Path) -> tuple[str, ...] | Path:
+        read_filters(value)
+        return value
 
     @model_validator(mode="after")
     def _instance(self) -> SampleTable:
@@ -130,17 +147,19 @@ class PixelTable(SampleTable):
     crop: Literal["center", "random", "corner"] = "center"
     """What is cut out to reach the bucket's size: the middle, a part that is drawn, or the top left corner."""
     crop_aspect: Literal["preserve", "square", "closest", "random"] = "preserve"
-    """preserve: buckets by aspect ratio; square: everything is cropped square; closest, random: to an aspect of `crop_aspects`."""
+    """preserve: buckets by aspect ratio; square: everything is cropped square; closest, random: to an aspect of `crop_aspects`,
+    the nearest one or one that is drawn once for each file, by its name."""
     crop_aspects: tuple[Annotated[float, Field(gt=0.01, lt=100)], ...] = ()
     """Aspect ratios, width by height, for `crop_aspect = "closest"` and "random"."""
     variants: int = Field(1, ge=1, le=1000)
     """With a cache: how many drawn crops or windows of each sample are kept."""
     minimum_size: Edge | None = None
-    """Smaller samples are left out: by the shorter edge in pixels, or by megapixels with `resolution_type = "area"`."""
+    """Smaller samples are left out; counted as `resolution` is, by the shorter edge, megapixels, or the edge of a square of the area."""
     maximum_size: Edge | None = None
-    """Larger samples are first made as large as `downsample_to`, so that a crop shows more of them; in the unit of `minimum_size`."""
+    """Larger samples are made as large as `downsample_to`, and the crop is cut out of that; counted as `minimum_size` is."""
     downsample_to: Edge | None = None
-    """See `maximum_size`."""
+    """How large samples are made that exceed `maximum_size`; others are as large as the bucket's size just needs, so that a crop
+    shows more of them, in less detail."""
     minimum_aspect: float | None = Field(None, gt=0)
     """Samples that are narrower, width by height, are left out."""
     maximum_aspect: float | None = Field(None, gt=0)

@@ -124,8 +124,11 @@ def _sentence(key: Key, details: list[ErrorDetails], kind: type[Settings]) -> st
         meaning = " ".join((field.description or "").split()) if field else ""
         return f"missing setting {_path(key)!r}" + (f": {meaning}" if meaning else "")
     if first["type"] == "extra_forbidden":
+        table, name = _model_at(kind, key[:-1]), str(key[-1])
+        if issubclass(table, Settings) and name in table.refused_keys:
+            return f"{_path(key)} is refused: {table.refused_keys[name]}"
         within = f" in {_path(key[:-1])}" if len(key) > 1 else ""
-        return unknown("setting", str(key[-1]), _model_at(kind, key[:-1]).model_fields) + within
+        return unknown("setting", name, table.model_fields) + within
     words = _joined(details)
     if not key:
         return words

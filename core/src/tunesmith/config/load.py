@@ -115,7 +115,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     _check_names(data, known, findings)
     single = {name: _single(name, kind, data, path.parent, findings) for name, kind in SINGLE_TABLES.items()}
     cast = read_cast(data, known, path.parent, findings)
-    datasets = _datasets(data, path.parent, cast.classes, findings)
+    datasets = _datasets(data, path.parent, cast.classes, single["run"], findings)
     prompts = read_prompts(single["validation"], findings) if single["validation"] is not None else {}
     findings.stop_if_any()
     return Config(
@@ -208,7 +208,9 @@ def _single(name: str, kind: type[Settings], data: Mapping[str, Any], base: Path
     return table
 
 
-def _datasets(data: Mapping[str, Any], base: Path, classes: Mapping[str, Any], findings: Findings) -> tuple[DatasetTable, ...]:
+def _datasets(
+    data: Mapping[str, Any], base: Path, classes: Mapping[str, Any], run: RunTable | None, findings: Findings
+) -> tuple[DatasetTable, ...]:
     """The datasets that are right, each with its name."""
     raw = data.get("datasets", [])
     if not isinstance(raw, list):
@@ -233,7 +235,7 @@ def _datasets(data: Mapping[str, Any], base: Path, classes: Mapping[str, Any], f
             findings.add(("datasets", number, *key), message)
         if table is not None:
             tables[number] = table.named()
-    for number, key, message in together(tables):
+    for number, key, message in together(tables, run):
         findings.add(("datasets", number, *key), message)
     return tuple(tables.values())
 

@@ -6,183 +6,218 @@ disk and its line in the index is committed, in this order; a writer that dies l
 
 from __future__ import annotations
 
-import hashlib
-import os
 import threading
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
 
-from safetensors.torch import load, save
 from torch import Tensor
 
-from ..batch import Caption, Crop, Field, Window
 from ..errors import InputError
-from .database import explained, open_database
+from .claims import Claims
+from .codec import Compression, pack, unpack
+from .database import explained
+from .index import INDEX, PLACE, Place, changing, open_index, packed_keys, rows_of
+from .locks import Writer, lock
+from .shards import Shards, checksum
+from .store import Store, caption_key, sample_key
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, shard TEXT, offset INT, length INT, checksum BLOB) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS checked (shard TEXT PRIMARY KEY, size INT, mtime_ns INT) WITHOUT ROWID;
-"""
-_VALUE = "value"
+__all__ = ["Cache", "caption_key", "sample_key"]
+
 GROUP_ENTRIES = 256
 """Entries that are committed together at most."""
 GROUP_BYTES = 64 * 2**20
 """Bytes that are committed together, about."""
-_QUERY_KEYS = 500
-"""Keys that are asked for in one statement."""
+GROUP_SECONDS = 5.0
+"""Time after which what was put is committed with the next one, so that slow work is not lost."""
+IN_USE = "in-use.lock"
+"""Whoever uses a cache has a share of the lock on this file; whoever removes entries has all of it."""
 
 
-@dataclass(frozen=True)
-class _Place:
-    shard: str
-    offset: int
-    length: int
-    checksum: bytes
-
-
-class Cache:
+class Cache(Store):
     """Tensors by key in a folder that any number of processes of one machine may read and write at once.
 
     What this cache object wrote it can read at once, others after `flush`. `damaged` counts entries whose bytes did not
-    match their checksum; each is forgotten, so that it is made anew, and told to `on_damage`.
+    match their checksum; each is forgotten, so that it is made anew, and `on_damage` is told of it, once for each shard.
     """
 
-    def __init__(self, folder: Path, on_damage: Callable[[str], None] | None = None) -> None:
+    def __init__(self, folder: Path, on_damage: Callable[[str], None] | None = None, compression: Compression = "auto") -> None:
+        super().__init__(on_damage)
         self.folder = folder
-        self.damaged = 0
-        self.on_damage = on_damage
-        self._index = folder / "index.sqlite"
+        self.compression: Compression = compression
+        self._index = folder / INDEX
         self._lock = threading.RLock()
-        self._connection = open_database(self._index, _SCHEMA)
-        self._readers: dict[str, BinaryIO] = {}
-        self._writer: BinaryIO | None = None
-        self._shard = f"shard-{uuid.uuid4().hex}.bin"
-        self._waiting: dict[str, _Place] = {}
+        self._connection = open_index(folder)
+        held = lock(folder / IN_USE, shared=True)
+        if held is None:
+            self._connection.close()
+            raise InputError(f"[run] cache_dir: {folder} is being pruned by another process; start again when that is done")
+        self._held = held
+        self._writer = Writer(folder)
+        self._shards = Shards(folder, self._writer)
+        self._claims = Claims(folder, self._writer)
+        self._waiting: dict[str, tuple[Place, str]] = {}
         self._waiting_bytes = 0
-
-    def __enter__(self) -> Cache:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def get(self, key: str) -> Tensor | None:
-        """The tensor, bit for bit as it was put, or None; see `get_many`."""
-        return self.get_many([key]).get(key)
+        self._waiting_since = 0.0
+        self._together = False
+        self._told: set[str] = set()
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Tensor]:
         """The tensors that are there, by key; an entry with wrong bytes is forgotten and counts as absent."""
         found: dict[str, Tensor] = {}
         with self._lock:
-            for key, place in self._places(keys).items():
-                content = self._read(place)
-                if _checksum(content) == place.checksum:
-                    found[key] = load(content)[_VALUE]
-                else:
-                    self._forget(key, place)
+            contents = {key: (place, self._shards.read(place)) for key, place in self._places(keys).items()}
+        for key, (place, content) in contents.items():
+            value = unpack(content, place.codec) if checksum(content) == place.checksum else None
+            if value is not None:
+                found[key] = value
+            else:
+                self._forget(key, place)
         return found
 
-    def put(self, key: str, value: Tensor) -> None:
-        """Store a tensor from any device; nothing happens if the key is there."""
-        content = save({_VALUE: value.detach().cpu().contiguous()})
+    def put(self, key: str, value: Tensor, field: str = "") -> None:
+        """Store a tensor from any device; nothing happens if the key is there. `field` says what it is."""
+        content, codec = pack(value, self.compression)
         with self._lock:
             if self._places([key]):
                 return
-            self._waiting[key] = self._append(content)
+            if not self._waiting:
+                self._waiting_since = time.monotonic()
+            self._waiting[key] = self._shards.append(content, codec), field
             self._waiting_bytes += len(content)
-            if len(self._waiting) >= GROUP_ENTRIES or self._waiting_bytes >= GROUP_BYTES:
-                self.flush()
+            if not self._together:
+                self._flush_when_due()
 
-    def put_many(self, values: Mapping[str, Tensor]) -> None:
-        """Store several tensors."""
-        for key, value in values.items():
-            self.put(key, value)
+    def put_many(self, values: Mapping[str, Tensor], field: str = "") -> None:
+        """Store several tensors of one field, which are committed together.
+
+        So what an interrupted process leaves to be encoded is whole batches, and rounds as it would have.
+        """
+        with self._lock:
+            self._together = True
+            try:
+                super().put_many(values, field)
+            finally:
+                self._together = False
+            self._flush_when_due()
 
     def contains_many(self, keys: Iterable[str]) -> set[str]:
         """Which of the keys are there."""
         with self._lock:
-            return set(self._places(keys))
+            return set(self._shards_of(keys))
 
     def sound_many(self, keys: Iterable[str]) -> set[str]:
         """Which of the keys are there and whole; a shard's bytes are read for this only if it changed since the last time.
 
-        What is not whole is forgotten, and counted and told once for each shard.
+        What is not whole is forgotten, and counted and told once for each shard. A shard that another process is
+        writing to is left for later: its entries are checked when they are read.
         """
         with self._lock:
-            places = self._places(keys)
-            for shard in sorted({place.shard for place in places.values()} - {self._shard}):
+            shards = self._shards_of(keys)
+            before = self.damaged
+            for shard in sorted(set(shards.values())):
                 self._check(shard)
-            return set(self._places(places))
+            return set(shards) if self.damaged == before else self.contains_many(shards)
+
+    def claim_many(self, keys: Iterable[str]) -> set[str]:
+        """Take on what is neither there nor claimed, by this cache object or by a process that lives."""
+        return self._claims.take(keys)
+
+    def release(self) -> None:
+        """Give up what was claimed and not put."""
+        self._claims.release()
+
+    def others_at(self, keys: Iterable[str]) -> str | None:
+        """Who else is at work on some of these keys, in words; None if nobody is."""
+        return self._claims.others_at(keys)
+
+    def use(self, user: str, part: int, keys: Sequence[str]) -> None:
+        """Remember that a user, who has any number of parts, uses these keys, in place of what the part was before."""
+        packed = packed_keys(keys)
+        with self._lock, explained(self._index):
+            row = self._connection.execute("SELECT keys FROM uses WHERE user = ? AND part = ?", (user, part)).fetchone()
+            if row is None or row[0] != packed:
+                self._connection.execute("INSERT OR REPLACE INTO uses VALUES (?, ?, ?)", (user, part, packed))
+
+    def end_use(self, user: str, parts: int) -> None:
+        """Remember that a user has no more than so many parts."""
+        with self._lock, explained(self._index):
+            self._connection.execute("DELETE FROM uses WHERE user = ? AND part >= ?", (user, parts))
 
     def flush(self) -> None:
         """Make everything that was put durable and visible to others."""
         with self._lock:
-            if self._writer is None or not self._waiting:
+            if not self._waiting:
                 return
-            with self._writing():
-                _sync(self._writer)
-            rows = [(key, place.shard, place.offset, place.length, place.checksum) for key, place in self._waiting.items()]
-            with explained(self._index), self._connection:  # commits, or rolls back on an error
-                self._connection.execute("BEGIN IMMEDIATE")
-                self._connection.executemany("INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?)", rows)
+            self._shards.sync()
+            rows = [
+                (key, place.shard, place.offset, place.length, place.checksum, place.codec, field)
+                for key, (place, field) in self._waiting.items()
+            ]
+            with explained(self._index), changing(self._connection):
+                self._connection.executemany("INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+                own = [(key, self._writer.name) for key in self._waiting]
+                self._connection.executemany("DELETE FROM claims WHERE key = ? AND writer = ?", own)
             self._waiting.clear()
             self._waiting_bytes = 0
+            if self._shards.is_full:
+                self._end_shard()
 
     def close(self) -> None:
         """Flush, and close all files."""
         with self._lock:
-            self.flush()
-            for file in [*self._readers.values(), *([self._writer] if self._writer else [])]:
-                file.close()
-            if self._writer is not None:
-                self._remember(self._shard, self._state(self._shard))
-            self._readers.clear()
-            self._writer = None
-            self._connection.close()
+            try:
+                self.flush()
+                self.release()
+                self._end_shard()
+            finally:
+                self._shards.close()
+                self._claims.close()
+                self._connection.close()
+                self._writer.end()
+                self._held.close()
 
-    def _places(self, keys: Iterable[str]) -> dict[str, _Place]:
+    def _flush_when_due(self) -> None:
+        late = bool(self._waiting) and time.monotonic() - self._waiting_since > GROUP_SECONDS
+        if late or len(self._waiting) >= GROUP_ENTRIES or self._waiting_bytes >= GROUP_BYTES:
+            self.flush()
+
+    def _end_shard(self) -> None:
+        ended = self._shards.end_shard()
+        if ended is not None:
+            self._remember(ended, self._shards.state(ended))
+
+    def _places(self, keys: Iterable[str]) -> dict[str, Place]:
         """Where the values of those keys are that are there."""
         wanted = list(dict.fromkeys(keys))
-        found = {key: self._waiting[key] for key in wanted if key in self._waiting}
+        found = {key: self._waiting[key][0] for key in wanted if key in self._waiting}
         with explained(self._index):
-            for start in range(0, len(wanted), _QUERY_KEYS):
-                some = wanted[start : start + _QUERY_KEYS]
-                query = f"SELECT key, shard, offset, length, checksum FROM entries WHERE key IN ({','.join('?' * len(some))})"
-                found |= {key: _Place(*place) for key, *place in self._connection.execute(query, some)}
+            for key, *place in rows_of(self._connection, PLACE, "entries", wanted):
+                found[str(key)] = Place(*place)
         return found
+
+    def _shards_of(self, keys: Iterable[str]) -> dict[str, str]:
+        """In which shards the values of those keys are that are there."""
+        wanted = list(dict.fromkeys(keys))
+        with explained(self._index):
+            found: dict[str, str] = dict(rows_of(self._connection, "shard", "entries", wanted))
+        return found | {key: self._waiting[key][0].shard for key in wanted if key in self._waiting} if self._waiting else found
 
     def _check(self, shard: str) -> None:
         """Compare a shard that has changed with its checksums, and forget the entries that do not match."""
-        state = self._state(shard)
+        state = self._shards.state(shard)
         with explained(self._index):
             known = self._connection.execute("SELECT size, mtime_ns FROM checked WHERE shard = ?", (shard,)).fetchone()
-            if known is not None and known == state:
+            if (known is not None and known == state) or self._shards.grows(shard):
                 return
-            rows = self._connection.execute("SELECT key, shard, offset, length, checksum FROM entries WHERE shard = ?", (shard,)).fetchall()
-            wrong = [key for key, *place in rows if not self._is_whole(_Place(*place))]
-            with self._connection:
-                self._connection.execute("BEGIN IMMEDIATE")
+            rows = self._connection.execute(f"SELECT key, {PLACE} FROM entries WHERE shard = ? ORDER BY offset", (shard,)).fetchall()
+            wrong = [key for key, *place in rows if not self._shards.is_whole(Place(*place))]
+            with changing(self._connection):
                 self._connection.executemany("DELETE FROM entries WHERE key = ? AND shard = ?", [(key, shard) for key in wrong])
         self._remember(shard, state)
         self.damaged += len(wrong)
-        if wrong and self.on_damage is not None:
-            self.on_damage(f"{len(wrong)} of {len(rows)} cache entries in {self.folder / shard} are damaged or gone and are made anew")
-
-    def _is_whole(self, place: _Place) -> bool:
-        return _checksum(self._read(place)) == place.checksum
-
-    def _state(self, shard: str) -> tuple[int, int] | None:
-        """What tells that a shard has changed; None if it is gone."""
-        try:
-            status = (self.folder / shard).stat()
-        except FileNotFoundError:
-            return None
-        return status.st_size, status.st_mtime_ns
+        if wrong:
+            self._tell(shard, f"{len(wrong)} of {len(rows)} cache entries in {self.folder / shard} are damaged or gone and are made anew")
 
     def _remember(self, shard: str, state: tuple[int, int] | None) -> None:
         """Trust the entries of a shard as long as it stays as it is."""
@@ -190,67 +225,16 @@ class Cache:
             with explained(self._index):
                 self._connection.execute("INSERT OR REPLACE INTO checked VALUES (?, ?, ?)", (shard, *state))
 
-    def _read(self, place: _Place) -> bytes:
-        """The bytes at a place; fewer if the shard ends before or is gone."""
-        if place.shard == self._shard and self._writer is not None:
-            self._writer.flush()
-        if place.shard not in self._readers:
-            try:
-                self._readers[place.shard] = (self.folder / place.shard).open("rb")
-            except FileNotFoundError:
-                return b""
-        file = self._readers[place.shard]
-        file.seek(place.offset)
-        return file.read(place.length)
+    def _forget(self, key: str, place: Place) -> None:
+        with self._lock:
+            self.damaged += 1
+            self._waiting.pop(key, None)
+            with explained(self._index):
+                self._connection.execute("DELETE FROM entries WHERE key = ? AND shard = ? AND offset = ?", (key, place.shard, place.offset))
+                self._connection.execute("DELETE FROM checked WHERE shard = ?", (place.shard,))
+        self._tell(place.shard, f"cache entries in {self.folder / place.shard} are damaged or gone and are made anew")
 
-    def _append(self, content: bytes) -> _Place:
-        """Write at the shard's end, wherever an interrupted write may have left it."""
-        with self._writing():
-            if self._writer is None:
-                self._writer = (self.folder / self._shard).open("xb")
-            offset = self._writer.tell()
-            self._writer.write(content)
-        return _Place(self._shard, offset, len(content), _checksum(content))
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise InputError(f"[run] cache_dir: {self.folder} cannot be written to ({error.strerror or error})") from error
-
-    def _forget(self, key: str, place: _Place) -> None:
-        self.damaged += 1
-        self._waiting.pop(key, None)
-        with explained(self._index):
-            self._connection.execute("DELETE FROM entries WHERE key = ? AND shard = ? AND offset = ?", (key, place.shard, place.offset))
-            self._connection.execute("DELETE FROM checked WHERE shard = ?", (place.shard,))
-        if self.on_damage is not None:
-            self.on_damage(f"a cache entry in {self.folder / place.shard} is damaged and was forgotten; it is made anew when next encoded")
-
-
-def sample_key(field: Field, recipe: str, file_hash: str, crop: Crop, window: Window | None = None) -> str:
-    """The key of a per-sample field: what the encoder is, how its inputs are made, the files' bytes, and which part of them."""
-    return _key("sample", field.key, field.fingerprint, recipe, file_hash, repr(crop), repr(window))
-
-
-def caption_key(field: Field, caption: Caption) -> str:
-    """The key of a field of captions: what the encoder is, and the text."""
-    return _key("caption", field.key, field.fingerprint, caption.text, str(caption.negative))
-
-
-def _key(*parts: str) -> str:
-    whole = hashlib.blake2b(digest_size=20)
-    for part in parts:
-        encoded = part.encode()
-        whole.update(len(encoded).to_bytes(8, "little") + encoded)
-    return whole.hexdigest()
-
-
-def _checksum(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    def _tell(self, shard: str, sentence: str) -> None:
+        if self.on_damage is not None and shard not in self._told:
+            self._told.add(shard)
+            self.on_damage(sentence)

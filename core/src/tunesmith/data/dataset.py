@@ -1,12 +1,9 @@
-"""One folder of pictures: which of its files can be trained on, and in which bucket each of them is."""
+"""One dataset: its samples, and in which bucket each of them is."""
 
 from __future__ import annotations
 
-import operator
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,20 +12,14 @@ from torch import Tensor
 
 from ..batch import Caption, Crop, Source, Window
 from ..config.datasets import SampleTable
-from ..config.tables import RunTable
 from ..errors import InputError
-from ..family import Family
-from ..kinds import Kind, Piece, Probe, Unfit, Unreadable
-from .captions import NoCaption, captions_of, text_file
+from ..kinds import Kind, Piece, Probe
 from .funnel import Funnel
-from .pictures import CORE_KINDS, MASK, full_mask
+from .pairing import Companion
+from .pictures import MASK, full_mask
 
 Bucket = tuple[int, int, int]
 """(width, height, frames) of all samples in it."""
-PROBES = 8
-"""Files whose headers are read at once."""
-
-
 Part: TypeAlias = tuple[Crop, Window | None]
 """Which part of its file a sample is."""
 
@@ -59,15 +50,6 @@ class Sample:
         return (*self.piece.target.size, self.piece.frames)
 
 
-@dataclass(frozen=True)
-class Companion:
-    """The files of a dataset that belongs to another, by their names without ending."""
-
-    name: str
-    kind: Kind[Any]
-    files: Mapping[str, str]
-
-
 class Dataset:
     """The usable samples of one dataset, in the order of their names, and what became of the other files.
 
@@ -89,11 +71,32 @@ class Dataset:
         self.kind = kind
         self.name = name
         self.batch_size = batch_size
-        self.samples = list(samples)
-        self.funnel = funnel
         self.companions = dict(companions or {})
-        self.buckets: dict[Bucket, list[int]] = {}
+        self._samples = list(samples)
+        self._funnel = funnel
+        self._notes = list(funnel.notes)
+        self._buckets: dict[Bucket, list[int]] = {}
+        self._known: dict[str, Sample] | None = None
+        self._dropped: set[str] = set()
         self._fill_buckets()
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The samples in the order of their names."""
+        self._settle()
+        return self._samples
+
+    @property
+    def buckets(self) -> dict[Bucket, list[int]]:
+        """For each bucket the indexes of its samples."""
+        self._settle()
+        return self._buckets
+
+    @property
+    def funnel(self) -> Funnel:
+        """What became of the files."""
+        self._settle()
+        return self._funnel
 
     @property
     def variants(self) -> int:
@@ -123,14 +126,19 @@ class Dataset:
         return (companion,) if companion is not None else () if need in (*self.companions, MASK) else self.kind.files(source, need)
 
     def drop(self, file: Path, reason: str) -> bool:
-        """Leave out a file that turned out to be unreadable; False if it is out already."""
-        kept = [sample for sample in self.samples if sample.where != str(file)]
-        if len(kept) == len(self.samples):
+        """Leave out a file that turned out to be unreadable; False if it is out already.
+
+        Indexes of samples and buckets change when they are next looked at, so that many files may be dropped at once.
+        """
+        if self._known is None:
+            self._known = {}
+            for sample in self._samples:
+                self._known.setdefault(str(sample.file), sample)
+        dropped = self._known.pop(str(file), None)
+        if dropped is None:
             return False
-        dropped = next(sample for sample in self.samples if sample.where == str(file))
-        self.samples = kept
-        self.funnel.lose("readable", reason, dropped.name)
-        self._fill_buckets()
+        self._funnel.lose("readable", reason, dropped.name)
+        self._dropped.add(dropped.where)
         return True
 
     def batches_of(self, count: int) -> int:
@@ -143,158 +151,68 @@ class Dataset:
         if not self.funnel.batches:
             raise InputError("\n".join([f"dataset {self.name!r} yields no whole batch", *self.funnel.lines(), *self._remedies()]))
 
+    def _settle(self) -> None:
+        """Take out what was dropped."""
+        if not self._dropped:
+            return
+        kept = [sample for sample in self._samples if sample.where not in self._dropped]
+        self._funnel.more -= len(self._samples) - len(kept) - len(self._dropped)
+        self._samples = kept
+        self._dropped = set()
+        self._fill_buckets()
+
     def _fill_buckets(self) -> None:
         found: dict[Bucket, list[int]] = {}
-        for index, sample in enumerate(self.samples):
+        for index, sample in enumerate(self._samples):
             found.setdefault(sample.bucket, []).append(index)
-        self.funnel.forget("batched")
+        funnel = self._funnel
+        funnel.forget("batched")
         for bucket in [bucket for bucket, indexes in found.items() if not self.batches_of(len(indexes))]:
             indexes = found.pop(bucket)
             for index in indexes:
-                where = f"{self.samples[index].name} with {len(indexes)} in {bucket[0]}x{bucket[1]}"
-                self.funnel.lose("batched", f"the bucket has too few samples for a batch of {self.batch_size}", where)
-        self.buckets = dict(sorted(found.items()))
-        counts = [(len(indexes), self.batches_of(len(indexes))) for indexes in self.buckets.values()]
-        self.funnel.batches = sum(batches for _, batches in counts)
-        self.funnel.drawn = self.funnel.batches * self.batch_size
-        self.funnel.left_over = sum(max(0, count * self.table.repeats - batches * self.batch_size) for count, batches in counts)
-        self.funnel.notes = [*self._upscaled()]
+                where = f"{self._samples[index].name} with {len(indexes)} in {words(bucket)}"
+                funnel.lose("batched", f"the bucket has too few samples for a batch of {self.batch_size}", where)
+        self._buckets = dict(sorted(found.items()))
+        counts = [(len(indexes), self.batches_of(len(indexes))) for indexes in self._buckets.values()]
+        funnel.batches = sum(batches for _, batches in counts)
+        funnel.drawn = funnel.batches * self.batch_size
+        funnel.left_over = sum(max(0, count * self.table.repeats - batches * self.batch_size) for count, batches in counts)
+        funnel.notes = [*self._notes, *self._upscaled()]
 
     def _upscaled(self) -> Iterator[str]:
-        small = [one for one in self.samples if any(map(operator.lt, one.probe.size, one.piece.target.resize))]
+        small = [one for one in self._samples if _is_enlarged(one)]
         if small:
             first, target = small[0], small[0].piece.target.resize
             yield (
-                f"{len(small)} of {len(self.samples)} pictures are smaller than their target and are enlarged "
+                f"{len(small)} of {len(self._samples)} samples are smaller than their target and are enlarged "
                 f"({first.name}: {first.probe.width}x{first.probe.height} to {target[0]}x{target[1]}); a smaller `resolution` avoids that"
             )
 
     def _remedies(self) -> list[str]:
         if not self.samples:
-            return [f"remedy: put jpg, png or webp files with captions (captions = {self.table.captions!r}) into {self.table.path}"]
-        largest = max(_bucket_sizes(self.samples))
-        fitting = largest * self.table.repeats
+            if self.funnel.total:
+                return ["remedy: every file is lost for the reasons above"]
+            endings = ", ".join(sorted(self.kind.suffixes))
+            return [f"remedy: put files with captions (captions = {self.table.captions!r}) there, whose names end in {endings}"]
+        sizes = Counter(sample.bucket for sample in self.samples).values()
+        largest, smallest = max(sizes), min(sizes)
         repeats = -(-self.batch_size // largest)
-        return [
-            f"remedies: `repeats = {repeats}` or `oversubscribe = true` in this dataset's table, or `batch_size = {fitting}`, "
-            f"or more pictures (the largest bucket has {largest})"
+        remedies = [
+            f"remedies: `repeats = {repeats}` or `oversubscribe = true` in this dataset's table, or "
+            f"`batch_size = {largest * self.table.repeats}`, or more samples (the largest bucket has {largest})"
         ]
+        if smallest < largest:
+            repeats = -(-self.batch_size // smallest)
+            remedies.append(f"`repeats = {repeats}` makes batches of all {len(sizes)} buckets (the smallest has {smallest})")
+        return remedies
 
 
-def scan(table: SampleTable, family: Family, run: RunTable, kind: Kind[Any] | None = None) -> Dataset:
-    """The dataset of a table; InputError with the funnel and remedies if it yields no whole batch."""
-    dataset = survey(table, family, run, kind)
-    dataset.require_batches()
-    return dataset
+def words(bucket: Bucket) -> str:
+    """A bucket as a person would write it: WIDTHxHEIGHT, of clips WIDTHxHEIGHT@FRAMES."""
+    width, height, frames = bucket
+    return f"{width}x{height}" if frames == 1 else f"{width}x{height}@{frames}"
 
 
-def survey(table: SampleTable, family: Family, run: RunTable, kind: Kind[Any] | None = None) -> Dataset:
-    """The dataset of a table even if it yields no batch; InputError if its folder is not there."""
-    kind = kind or CORE_KINDS[table.kind](table, family)
-    name = table.named().name or "dataset"
-    scanner = _Scanner(table, kind, Funnel(name))
-    return Dataset(table, kind, name, table.batch_size or run.batch_size, scanner.samples(), scanner.funnel)
-
-
-class _Scanner:
-    """Finds the pictures of a folder and tells the funnel what it leaves out."""
-
-    def __init__(self, table: SampleTable, kind: Kind[Any], funnel: Funnel) -> None:
-        self.folder = Path(table.path or "")
-        if not self.folder.is_dir():
-            raise InputError(f"the dataset's `path` {table.path!r} is not a folder; relative paths start at the config file")
-        self.table = table
-        self.kind = kind
-        self.funnel = funnel
-        self.homes = _homes(self.folder.resolve())
-
-    def samples(self) -> list[Sample]:
-        """The usable files, in the order of their names."""
-        files = [(name, path) for name, path in self._files() if self._stays(name, path)]
-        with ThreadPoolExecutor(PROBES) as pool:
-            probes = list(pool.map(self._probed, [path for _, path in files]))
-        found = (self._samples(name, path, probe) for (name, path), probe in zip(files, probes, strict=True))
-        return [sample for samples in found for sample in samples]
-
-    def _files(self) -> list[tuple[str, Path]]:
-        """Pictures and linked folders by their names below the folder, sorted; names of folders end with a slash.
-
-        Folders that cannot be listed are told to the funnel.
-        """
-        found: list[tuple[str, Path]] = []
-        for parent, folders, names in os.walk(self.folder, onerror=self._lose_folder):
-            here = Path(parent)
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            found += [(self._name(here / name), here / name) for name in names if self._looks_right(name)]
-            found += [(f"{self._name(here / name)}/", here / name) for name in folders if (here / name).is_symlink()]
-        return sorted(found)
-
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix()
-
-    def _lose_folder(self, error: OSError) -> None:
-        self.funnel.total += 1
-        name = self._name(Path(os.fsdecode(error.filename)))
-        self.funnel.lose("readable", f"a folder that cannot be listed ({error.strerror})", f"{name}/")
-
-    def _stays(self, name: str, path: Path) -> bool:
-        self.funnel.total += 1
-        if name.endswith("/"):
-            self.funnel.lose("readable", "a linked folder is not followed", name)
-        elif not _is_text(name):
-            self.funnel.lose("readable", "its name is not UTF-8; rename it", name)
-        elif path.suffix.lower() in self.kind.other_suffixes:
-            self.funnel.lose("readable", f"{path.suffix.lower()} is not read; make it a JPEG, PNG or WebP file", name)
-        elif self._leaves(path):
-            self.funnel.lose("readable", "a link that leaves the dataset's folder is not followed", name)
-        else:
-            return True
-        return False
-
-    def _leaves(self, path: Path) -> bool:
-        if not path.is_symlink():
-            return False
-        target = Path(os.path.realpath(path))  # unlike Path.resolve, it takes links that go round in a circle
-        return not any(target.is_relative_to(home) for home in self.homes)
-
-    def _looks_right(self, name: str) -> bool:
-        return not name.startswith(".") and os.path.splitext(name)[1].lower() in self.kind.suffixes | self.kind.other_suffixes
-
-    def _probed(self, file: Path) -> Probe | Unreadable:
-        try:
-            return self.kind.probe(file)
-        except Unreadable as error:
-            return error
-
-    def _samples(self, name: str, path: Path, probe: Probe | Unreadable) -> list[Sample]:
-        if isinstance(probe, Unreadable):
-            self.funnel.lose("readable", probe.reason, name)
-            return []
-        try:
-            if self.table.captions == "textfile" and self._leaves(text_file(path)):
-                raise NoCaption("its .txt file is a link that leaves the dataset's folder")
-            captions = captions_of(path, self.table)
-            pieces = self.kind.pieces(probe)
-        except NoCaption as error:
-            self.funnel.lose("captioned", str(error), name)
-            return []
-        except Unfit as error:
-            self.funnel.lose(error.station, error.reason, f"{name} {error.detail}".rstrip())
-            return []
-        names = [name, *(f"{name}#{number}" for number in range(2, len(pieces) + 1))]
-        return [Sample(str(path), name, captions, probe, piece) for name, piece in zip(names, pieces, strict=True)]
-
-
-def _bucket_sizes(samples: Sequence[Sample]) -> list[int]:
-    return list(Counter(sample.bucket for sample in samples).values())
-
-
-def _is_text(name: str) -> bool:
-    """Whether the name can be written down: what is not UTF-8 comes from the system as lone surrogates."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
-
-
-def _homes(folder: Path) -> list[Path]:
-    """Where links may point: into the folder and, if that is a snapshot in a Hugging Face cache, to the cache's blobs."""
-    repositories = [parent.parent for parent in (folder, *folder.parents) if parent.name == "snapshots"]
-    return [folder, *(repository / "blobs" for repository in repositories[:1])]
+def _is_enlarged(sample: Sample) -> bool:
+    width, height = sample.piece.target.resize
+    return sample.probe.width < width or sample.probe.height < height

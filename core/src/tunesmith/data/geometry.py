@@ -1,10 +1,11 @@
-"""Which size a picture is trained at, and which part of it: aspect buckets and crops."""
+"""Which size a picture or clip is trained at, and which part of it: aspect buckets and crops."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from ..batch import Crop
 from ..config.datasets import PixelTable
 from ..family import Family
+from ..randomness import position_seed
 
 Size = tuple[int, int]
 """(width, height)"""
@@ -55,17 +57,34 @@ def rule_of(table: PixelTable, family: Family) -> Rule:
     return Rule(table.resolution_type, table.resolution, family.alignment, table.bucket_rounding, square)
 
 
-def target_size(size: Size, rule: Rule) -> Target:
-    """The bucket of a picture of this (width, height), a function of nothing but the two arguments.
+def chosen_aspect(size: Size, table: PixelTable, name: str) -> float | None:
+    """The one of `crop_aspects` that a file of this (width, height) is cropped to; None where it keeps its own.
 
-    The size is that of the aspect ratio rounded to `rule.rounding` decimals, both sides multiples of the alignment.
+    The closest is the nearest by ratio, so that 1:2 is as far from 1:1 as 2:1 is. A drawn one depends on nothing but the
+    file's name: it decides the bucket, which must be the same in every epoch and every run.
+    """
+    if table.crop_aspect == "closest":
+        return min(table.crop_aspects, key=lambda aspect: abs(math.log(aspect * size[1] / size[0])))
+    if table.crop_aspect == "random":
+        return table.crop_aspects[position_seed(0, "aspect", name) % len(table.crop_aspects)]
+    return None
+
+
+@lru_cache(maxsize=65_536)  # a dataset has many files of one size
+def target_size(size: Size, rule: Rule, aspect: float | None = None) -> Target:
+    """The bucket of a picture of this (width, height), a function of nothing but the arguments.
+
+    The size is that of the aspect ratio, which is the given one or else the picture's own rounded to `rule.rounding`
+    decimals, both sides multiples of the alignment.
     The resized picture keeps its aspect and covers the target, with one exception that the reference makes: where a
     square target is larger than its area says (see `SQUARE_EDGES`), near-squares are resized to the square itself.
     """
     edge = _square_edge(rule)
     if rule.square:
         return Target((edge, edge), _cover(size, (edge, edge)), 1.0)
-    width, height = _pixel_target(size, rule) if rule.kind == "pixel" else _area_target(size, rule)
+    portrait = size[0] < size[1] if aspect is None else aspect < 1
+    ratio = aspect or _rounded_ratio(size, rule.rounding)
+    width, height = _pixel_target(ratio, rule, portrait) if rule.kind == "pixel" else _area_target(ratio, rule)
     ratio = round(width / height, rule.rounding)
     cover = _cover if rule.kind == "pixel" else _grown
     resize = cover(size, (width, height))
@@ -82,6 +101,40 @@ def target_size(size: Size, rule: Rule) -> Target:
 def too_elongated(target: Target) -> bool:
     """Whether the crop would throw nearly the whole picture away."""
     return math.prod(target.resize) > MOST_CUT * math.prod(target.size)
+
+
+def measured(size: Size, kind: str) -> float:
+    """How large a picture is in the unit of `resolution_type`: its shorter edge, megapixels, or the edge of a square of its area."""
+    if kind == "pixel":
+        return float(min(size))
+    return math.prod(size) / 1e6 if kind == "area" else math.sqrt(math.prod(size))
+
+
+def downsampled(target: Target, size: Size, table: PixelTable) -> Target:
+    """The target of a picture larger than `maximum_size`: the same, but cut out of the picture as large as `downsample_to`.
+
+    Where that would not cover the target's size, and of smaller pictures, the target stays as it is.
+    """
+    kind = table.resolution_type
+    measure = measured(size, kind)
+    if table.maximum_size is None or table.downsample_to is None or measure <= table.maximum_size:
+        return target
+    shrunk = table.downsample_to / measure
+    factor = math.sqrt(shrunk) if kind == "area" else shrunk
+    resize = round(size[0] * factor), round(size[1] * factor)
+    covers = resize[0] >= target.resize[0] and resize[1] >= target.resize[1]
+    return replace(target, resize=resize) if covers else target
+
+
+def bucket_frames(frames: float, interval: int | None) -> int:
+    """How many frames the bucket of a clip with so many has: a multiple of the interval, or all where they are fewer."""
+    whole = int(frames)
+    return whole - whole % interval if interval and whole >= interval else whole
+
+
+def corner_crop(target: Target) -> Crop:
+    """The top left corner of the resized picture."""
+    return Crop(target.resize, target.size, (0, 0))
 
 
 def center_crop(target: Target) -> Crop:
@@ -120,16 +173,15 @@ def _rounded_ratio(size: Size, rounding: int) -> float:
     return max(smallest, round(size[0] / size[1], rounding))
 
 
-def _pixel_target(size: Size, rule: Rule) -> Size:
+def _pixel_target(ratio: float, rule: Rule, portrait: bool) -> Size:
     """The shorter edge is the resolution."""
-    ratio, edge = _rounded_ratio(size, rule.rounding), rule.resolution
-    width, height = (edge, int(edge / ratio)) if size[0] < size[1] else (int(edge * ratio), edge)
+    edge = rule.resolution
+    width, height = (edge, int(edge / ratio)) if portrait else (int(edge * ratio), edge)
     return _aligned(width, rule.alignment), _aligned(height, rule.alignment)
 
 
-def _area_target(size: Size, rule: Rule) -> Size:
+def _area_target(ratio: float, rule: Rule) -> Size:
     """The area is that of a square whose aligned edge comes nearest to the megapixels."""
-    ratio = _rounded_ratio(size, rule.rounding)
     edge = _aligned(math.floor(math.sqrt(_megapixels(rule) * 1e6) + 1e-6), rule.alignment)
     if ratio == 1.0:
         return edge, edge

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..batch import Batch, Caption, Crop, Field, FieldValue, Ragged, Source, Window
+from ..batch import Batch, Field, FieldValue, Ragged, Source
 from ..errors import RunFailed
 from ..kinds import Unreadable
 from .ahead import Ahead
-from .cache import Cache, caption_key
-from .encode import batch_of, collate, encode, key_of, needs_of, stored
+from .encode import batch_of, collate, encode, key_of, needs_of
 from .order import Draw, Order
+from .repair import Part, Repairs, TornBatch, part_of
+from .store import Store, caption_key
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -25,17 +26,16 @@ LOT, LOT_OF_PIXELS = 8, 1
 """Batches that the thread reads at a stretch: from the cache, and where it decodes."""
 RECENT_BYTES = 16 * 2**20
 """Bytes of cache entries that stay in memory once read: all of a small dataset."""
-
-
-_Part: TypeAlias = tuple[str, Caption | tuple[Path, Crop, Window | None]]
-"""A field and what its value belongs to: a caption, or a part of a file."""
+KNOWN_FILES = 100_000
+"""Files whose hashes stay in memory once needed; those of others are looked up again."""
 
 
 class Loader:
     """The batches of an order with all their fields: from the cache, or decoded and encoded when they are due.
 
-    Without a cache a file that cannot be decoded is replaced by the next of its bucket, so that a batch stays a function
-    of its position; `on_unreadable` is told of each such file once, where the batch is taken.
+    What the cache has lost since it was filled is made again when it is due. Without a cache a file that cannot be
+    decoded is replaced by the next of its bucket, so that a batch stays a function of its position; `on_unreadable` is
+    told of each such file once, where the batch is taken.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Loader:
         run: Run,
         order: Order,
         fields: Sequence[Field],
-        cache: Cache | None,
+        cache: Store | None,
         on_unreadable: Callable[[Source, str], None] | None = None,
     ) -> None:
         self.run = run
@@ -54,7 +54,8 @@ class Loader:
         self.unreadable: dict[Path, str] = {}
         self._untold: deque[tuple[Source, str]] = deque()
         self._contents: dict[Path, str] = {}
-        self._recent: dict[_Part, Tensor] = {}
+        self._repairs = None if cache is None else Repairs(run, order, self.fields, cache)
+        self._recent: dict[Part, Tensor] = {}
         self._recent_bytes = 0
 
     def batch(self, position: int) -> Batch:
@@ -73,7 +74,7 @@ class Loader:
     def ready(self, position: int) -> Batch:
         """What a thread can do for the batch at a position: read all fields, or decode pixels; pinned for a GPU."""
         batch = self._prepared(position)
-        return _pinned(batch) if self.run.device.type == "cuda" else batch
+        return _pinned(batch) if self.run.device.type == "cuda" and not batch.wanted else batch
 
     def finished(self, batch: Batch) -> Batch:
         """The rest, which is the main thread's: all fields of a batch that is ready, on the run's device."""
@@ -87,38 +88,40 @@ class Loader:
         return batch_of([source for source, _ in chosen], [inputs for _, inputs in chosen], [field.key for field in self.fields])
 
     def _finished(self, batch: Batch) -> Batch:
-        """What is left for the main thread: telling of unreadable files and encoding, where there is no cache."""
-        if self.cache is not None:
-            return batch
+        """What is left for the main thread: encoding, and telling of unreadable files, where there is no cache."""
+        if self._repairs is not None:
+            return self._whole(batch.sources, self._repairs.values_of(batch)) if isinstance(batch, TornBatch) else batch
         while self._untold:
             source, reason = self._untold.popleft()
             if self.on_unreadable is not None:
                 self.on_unreadable(source, reason)
         return encode(self.run, batch)
 
-    def _read(self, cache: Cache, sources: Sequence[Source]) -> Batch:
-        values = self._values(cache, sources)
-        fields = {field.key: collate(field, [values[_part(field, source)] for source in sources]) for field in self.fields}
-        return Batch(tuple(sources), tuple(source.caption for source in sources), fields=fields)
-
-    def _values(self, cache: Cache, sources: Sequence[Source]) -> dict[_Part, Tensor]:
-        """The values of all fields of some sources, copies of those that are in memory."""
-        values: dict[_Part, Tensor] = {}
-        lacking: dict[_Part, tuple[str, Source]] = {}
+    def _read(self, cache: Store, sources: Sequence[Source]) -> Batch:
+        """A batch from the cache; torn, with inputs decoded, if entries are damaged or gone."""
+        values: dict[Part, Tensor] = {}
+        lacking: dict[Part, tuple[str, Source]] = {}
         for field in self.fields:
             for source in sources:
-                part = _part(field, source)
+                part = part_of(field, source)
                 if part in self._recent:
                     values[part] = self._recent[part].clone()
                 else:
                     lacking[part] = (self._key(field, source), source)
-        if lacking:
-            read = stored(cache, {key: str(source) for key, source in lacking.values()})
-            for part, (key, _) in lacking.items():
+        read = cache.get_many(key for key, _ in lacking.values()) if lacking else {}
+        for part, (key, _) in lacking.items():
+            if key in read:
                 values[part] = self._kept(part, read[key])
-        return values
+        lost = {part: place for part, place in lacking.items() if part not in values}
+        if lost and self._repairs is not None:
+            return self._repairs.torn(sources, values, lost)
+        return self._whole(sources, values)
 
-    def _kept(self, part: _Part, value: Tensor) -> Tensor:
+    def _whole(self, sources: Sequence[Source], values: Mapping[Part, Tensor]) -> Batch:
+        fields = {field.key: collate(field, [values[part_of(field, source)] for source in sources]) for field in self.fields}
+        return Batch(tuple(sources), tuple(source.caption for source in sources), fields=fields)
+
+    def _kept(self, part: Part, value: Tensor) -> Tensor:
         """The value, of which a copy stays in memory if there is room."""
         size = value.numel() * value.element_size()
         if self._recent_bytes + size <= RECENT_BYTES:
@@ -129,12 +132,19 @@ class Loader:
     def _key(self, field: Field, source: Source) -> str:
         if not field.per_sample:
             return caption_key(field, source.caption)
-        if source.file not in self._contents:
-            try:
-                self._contents[source.file] = self.run.file_hashes.of(source.file)
-            except OSError as error:
-                raise RunFailed(f"{source} cannot be read any more ({error.strerror}); put it back, or start again without it") from error
-        return key_of(self.run, self.order.datasets[source.dataset], field, source, self._contents[source.file])
+        return key_of(self.order.datasets[source.dataset], field, source, self._content)
+
+    def _content(self, file: Path) -> str:
+        """The hash of a file, which may be gone once it is known."""
+        if file in self._contents:
+            return self._contents[file]
+        try:
+            content = self.run.file_hashes.of(file)
+        except OSError as error:
+            raise RunFailed(f"{file} cannot be read any more ({error.strerror}); put it back, or start again without it") from error
+        if len(self._contents) < KNOWN_FILES:
+            self._contents[file] = content
+        return content
 
     def _decoded(self, draw: Draw) -> tuple[Source, dict[str, Tensor]]:
         """A drawn sample and its inputs; those of the next readable one of its bucket if its file cannot be decoded."""
@@ -152,10 +162,6 @@ class Loader:
 
     def _examples(self) -> str:
         return "; ".join(f"{file}: {reason}" for file, reason in itertools.islice(self.unreadable.items(), 3))
-
-
-def _part(field: Field, source: Source) -> _Part:
-    return field.key, (source.file, source.crop, source.window) if field.per_sample else source.caption
 
 
 def _pinned(batch: Batch) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from ..batch import Caption, Crop, Source, Window
 from ..errors import InputError
 from ..randomness import numpy_generator
 from .dataset import Bucket, Dataset, Sample
+from .segments import Lane, Segment, segments_of
 
 UNCONDITIONAL = Caption("", negative=True)
 """What a dropped caption becomes: the text that guidance steers away from when a sampler is given no negative prompt."""
@@ -33,8 +35,18 @@ class _Group:
 
 
 @dataclass(frozen=True)
+class _Share:
+    """The groups of one dataset, the numbers at which the batches of each end, and how many batches there are."""
+
+    dataset: Dataset
+    groups: tuple[_Group, ...]
+    ends: NDArray[np.int64]
+    batches: int
+
+
+@dataclass(frozen=True)
 class Draw:
-    """One sample as one epoch sees it for the `repeat`-th time."""
+    """One sample as one epoch of its dataset sees it for the `repeat`-th time."""
 
     dataset: Dataset
     bucket: Bucket
@@ -47,11 +59,17 @@ class Order:
     """The batches of a run, each from one dataset and one bucket, in an order that the seed and the epoch decide.
 
     In each epoch the samples of a bucket, each as often as it repeats, are shuffled and cut into whole batches; what is
-    left over is another remainder each epoch. Then all batches are shuffled. `cached` says that crops and their number
-    are fixed beforehand; otherwise each epoch draws its own. Only the order of one epoch is in memory.
+    left over is another remainder each epoch. Then the batches of all datasets are shuffled together.
+
+    With weights every dataset has its share of the batches, and goes through epochs of its own, in which it sees each
+    sample equally often. Where datasets come or go at a step, which is `accumulation` positions long, all of those that
+    are there begin an epoch.
+
+    `cached` says that crops and their number are fixed beforehand; otherwise each epoch draws its own. Only the order of
+    one epoch of each dataset is in memory.
     """
 
-    def __init__(self, datasets: Sequence[Dataset], seed: int, *, cached: bool) -> None:
+    def __init__(self, datasets: Sequence[Dataset], seed: int, *, cached: bool, accumulation: int = 1) -> None:
         names = [dataset.name for dataset in datasets]
         for name in names:
             if names.count(name) > 1:
@@ -59,13 +77,19 @@ class Order:
         self.datasets = {dataset.name: dataset for dataset in datasets}
         self.seed = seed
         self.cached = cached
-        self._arrange()
+        self.accumulation = accumulation
+        self._forget()
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """How many batches all datasets together have in an epoch."""
+        return sum(share.batches for share in self._shares())
 
     def drop(self, source: Source, reason: str) -> bool:
-        """Leave out a file that cannot be read and order the rest anew; False if it is out already."""
+        """Leave out a file that cannot be read, and order the rest anew when next asked; False if it is out already."""
         dropped = self.datasets[source.dataset].drop(source.file, reason)
         if dropped:
-            self._arrange()
+            self._forget()
         return dropped
 
     def require_batches(self) -> None:
@@ -74,25 +98,36 @@ class Order:
             dataset.require_batches()
 
     def identity(self) -> str:
-        """A hash of the samples and buckets that the order is made of: what else than the seed decides it."""
+        """A hash of the samples, buckets, weights and steps that the order is made of: what else than the seed decides it."""
         told = hashlib.blake2b(digest_size=16)
-        for group in self._groups:
+        for group in (group for share in self._shares() for group in share.groups):
             names = [group.dataset.samples[index].name for index in group.indexes]
             told.update(repr((group.dataset.name, group.bucket, group.batch_size, group.rounds, names)).encode())
+        lanes = [(share.dataset.name, self._lane(share)) for share in self._shares()]
+        if any(lane != Lane(lane.batches) for _, lane in lanes):
+            told.update(repr(lanes).encode())
         return told.hexdigest()
 
     def epoch_of(self, position: int) -> int:
-        """The epoch, from 0, that the batch at this position belongs to."""
-        return position // self.batches_per_epoch
+        """The epoch, from 0, that the batch at this position belongs to: as many batches as the datasets that are there have.
+
+        Where datasets come or go an epoch ends early and another begins.
+        """
+        segment = self._segment(position)
+        return segment.epochs + (position - segment.start) // segment.length
 
     def draws(self, position: int) -> tuple[Draw, ...]:
         """The samples in the batch at this position, as they are drawn."""
-        epoch, number = divmod(position, self.batches_per_epoch)
-        shuffled, cut = self._epoch(epoch)
-        number = int(shuffled[number])
-        which = int(np.searchsorted(self._ends, number, side="right"))
-        group = self._groups[which]
-        entries = cut[which][number - int(self._ends[which]) + group.batches]
+        segment = self._segment(position)
+        number, slot = divmod(position - segment.start, segment.round)
+        lane, turn = segment.turn(number, int(self._round(segment, number)[slot]))
+        share = self._shares()[lane]
+        epoch, own = divmod(turn, share.batches)
+        shuffled, cut = self._epoch(lane, epoch, shuffles=segment.weighted)
+        own = own if shuffled is None else int(shuffled[own])
+        which = int(np.searchsorted(share.ends, own, side="right"))
+        group = share.groups[which]
+        entries = cut[which][own - int(share.ends[which]) + group.batches]
         drawn = (divmod(int(entry), group.rounds) for entry in entries)
         return tuple(Draw(group.dataset, group.bucket, index, epoch, repeat) for index, repeat in drawn)
 
@@ -111,15 +146,15 @@ class Order:
 
     def neighbours(self, draw: Draw) -> Iterator[Draw]:
         """What could stand in for a sample: the others of its bucket, from the next one on."""
-        indexes = draw.dataset.buckets[draw.bucket]
-        start = indexes.index(draw.index)
-        for index in indexes[start + 1 :] + indexes[:start]:
-            yield Draw(draw.dataset, draw.bucket, index, draw.epoch, draw.repeat)
+        indexes = np.asarray(draw.dataset.buckets[draw.bucket])
+        start = int(np.flatnonzero(indexes == draw.index)[0])
+        for index in np.roll(indexes, -start)[1:]:
+            yield Draw(draw.dataset, draw.bucket, int(index), draw.epoch, draw.repeat)
 
     def all_sources(self) -> Iterator[Source]:
         """Every sample and crop that a cache must hold, once each, with the first of its captions."""
         for dataset in self.datasets.values():
-            for index in sorted(index for indexes in dataset.buckets.values() for index in indexes):
+            for index in np.sort(_joined(dataset)):
                 sample = dataset.samples[index]
                 parts = (self._variant(dataset, sample, variant) for variant in range(dataset.variants))
                 for part in parts if dataset.kind.draws else [dataset.kind.part(sample.piece, None)]:
@@ -131,30 +166,60 @@ class Order:
         for dataset in self.datasets.values():
             if dataset.table.caption_dropout > 0:
                 captions[UNCONDITIONAL] = None
-            for indexes in dataset.buckets.values():
-                for index in indexes:
-                    captions.update(dict.fromkeys(map(Caption, dataset.samples[index].captions)))
+            for index in _joined(dataset):
+                captions.update(dict.fromkeys(map(Caption, dataset.samples[index].captions)))
         return tuple(captions)
 
-    def _arrange(self) -> None:
-        """Take up what the datasets hold now."""
-        self._groups = [self._group(dataset, bucket) for dataset in self.datasets.values() for bucket in dataset.buckets]
-        self._ends = np.cumsum([group.batches for group in self._groups], dtype=np.int64)
-        self.batches_per_epoch = sum(group.batches for group in self._groups)
-        self._current: tuple[int, NDArray[np.int64], list[Entries]] | None = None
+    def _forget(self) -> None:
+        """Take up what the datasets hold when next asked."""
+        self._held: tuple[list[_Share], tuple[Segment, ...]] | None = None
+        self._current_round: tuple[tuple[int, int], NDArray[np.int64]] | None = None
+        self._current: dict[int, tuple[int, NDArray[np.int64] | None, list[Entries]]] = {}
+
+    def _arranged(self) -> tuple[list[_Share], tuple[Segment, ...]]:
+        if self._held is None:
+            shares = [self._share(dataset) for dataset in self.datasets.values()]
+            self._held = shares, segments_of([self._lane(share) for share in shares])
+        return self._held
+
+    def _shares(self) -> list[_Share]:
+        return self._arranged()[0]
+
+    def _segment(self, position: int) -> Segment:
+        segments = self._arranged()[1]
+        return segments[bisect_right(segments, position, key=lambda segment: segment.start) - 1]
+
+    def _lane(self, share: _Share) -> Lane:
+        table = share.dataset.table
+        end = None if table.end_step is None else table.end_step * self.accumulation
+        return Lane(share.batches, table.weight, table.start_step * self.accumulation, end)
+
+    def _share(self, dataset: Dataset) -> _Share:
+        groups = tuple(self._group(dataset, bucket) for bucket in dataset.buckets)
+        ends = np.cumsum([group.batches for group in groups], dtype=np.int64)
+        return _Share(dataset, groups, ends, sum(group.batches for group in groups))
 
     def _group(self, dataset: Dataset, bucket: Bucket) -> _Group:
         indexes = np.array(dataset.buckets[bucket], dtype=np.int64)
         rounds = max(dataset.table.repeats, -(-dataset.batch_size // len(indexes)))
         return _Group(dataset, bucket, indexes, dataset.batch_size, dataset.batches_of(len(indexes)), rounds)
 
-    def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], list[Entries]]:
-        """The shuffled numbers of an epoch's batches, and what is in the batches of each group."""
-        current = self._current
+    def _round(self, segment: Segment, number: int) -> NDArray[np.int64]:
+        """Whose turn it is at each position of a round."""
+        current, which = self._current_round, (segment.number, number)
+        if current is None or current[0] != which:
+            self._current_round = current = (which, segment.shuffled(self.seed, number))
+        return current[1]
+
+    def _epoch(self, lane: int, epoch: int, shuffles: bool) -> tuple[NDArray[np.int64] | None, list[Entries]]:
+        """The numbers of the batches in an epoch of one dataset, if it shuffles its own, and what is in those of each group."""
+        current = self._current.get(lane)
         if current is None or current[0] != epoch:
-            cut = [self._cut(group, epoch) for group in self._groups]
-            shuffled = numpy_generator(self.seed, "batches", epoch).permutation(self.batches_per_epoch)
-            self._current = current = (epoch, shuffled, cut)
+            share = self._shares()[lane]
+            cut = [self._cut(group, epoch) for group in share.groups]
+            generator = numpy_generator(self.seed, "turns", epoch, share.dataset.name)
+            shuffled = generator.permutation(share.batches) if shuffles else None
+            self._current[lane] = current = (epoch, shuffled, cut)
         return current[1], current[2]
 
     def _cut(self, group: _Group, epoch: int) -> Entries:
@@ -183,3 +248,8 @@ class Order:
     def _variant(self, dataset: Dataset, sample: Sample, variant: int) -> tuple[Crop, Window | None]:
         """One of the parts that are fixed for a sample when there is a cache."""
         return dataset.kind.part(sample.piece, numpy_generator(self.seed, "crop", dataset.name, sample.name, variant))
+
+
+def _joined(dataset: Dataset) -> NDArray[np.int64]:
+    """The samples of all buckets, one bucket after the other."""
+    return np.concatenate([np.zeros(0, np.int64), *(np.asarray(indexes, np.int64) for indexes in dataset.buckets.values())])

@@ -5,24 +5,75 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..batch import PIXELS, Crop, Source, Window
-from ..config.datasets import ImageTable, MaskTable
+from ..config.datasets import ImageTable, MaskTable, PixelTable
 from ..family import Family, Modality
 from ..kinds import Kind, Piece, Probe, Unfit
-from .geometry import MOST_CUT, center_crop, random_crop, rule_of, target_size, too_elongated
-from .images import OTHER_SUFFIXES, SUFFIXES, TRANSFORM, load_mask, load_pixels, probe
+from .geometry import (
+    MOST_CUT,
+    Target,
+    center_crop,
+    chosen_aspect,
+    corner_crop,
+    downsampled,
+    measured,
+    random_crop,
+    rule_of,
+    target_size,
+    too_elongated,
+)
+from .images import MAX_PIXELS, OTHER_SUFFIXES, SUFFIXES, TRANSFORM, load_mask, load_pixels, probe
 
 MASK = "mask"
 """The role of masks, and the field that they become."""
 
 
-class ImageKind(Kind[ImageTable]):
+T = TypeVar("T", bound=PixelTable)
+
+
+class PixelKind(Kind[T]):
+    """What the kinds of pictures and clips have in common: which size they are trained at, and which part of them."""
+
+    def __init__(self, table: T, family: Family) -> None:
+        super().__init__(table, family)
+        self.rule = rule_of(table, family)
+
+    def target(self, probe: Probe, name: str) -> Target:
+        """The bucket of a file with frames of `probe.size`; Unfit if the settings leave it out."""
+        table, (width, height) = self.table, probe.size
+        found = f"{width}x{height}"
+        if width * height > table.max_pixels:
+            raise Unfit("readable", f"more pixels than max_pixels = {table.max_pixels}", found)
+        if table.minimum_size is not None and measured(probe.size, table.resolution_type) < table.minimum_size:
+            raise Unfit("sized", f"smaller than minimum_size = {table.minimum_size:g}", found)
+        if table.minimum_aspect is not None and width / height < table.minimum_aspect:
+            raise Unfit("bucketed", f"narrower than minimum_aspect = {table.minimum_aspect:g}", found)
+        if table.maximum_aspect is not None and width / height > table.maximum_aspect:
+            raise Unfit("bucketed", f"wider than maximum_aspect = {table.maximum_aspect:g}", found)
+        target = target_size(probe.size, self.rule, chosen_aspect(probe.size, table, name))
+        if too_elongated(target):
+            raise Unfit("sized", f"too elongated: less than 1/{MOST_CUT} would be left", found)
+        return downsampled(target, probe.size, table)
+
+    @property
+    def draws(self) -> bool:
+        """Whether crops are drawn."""
+        return self.table.crop == "random"
+
+    def crop(self, target: Target, generator: np.random.Generator | None) -> Crop:
+        """The part of the resized frame that the settings fix, or one drawn; the middle where there is nothing to draw with."""
+        if self.table.crop == "random" and generator is not None:
+            return random_crop(target, generator)
+        return corner_crop(target) if self.table.crop == "corner" else center_crop(target)
+
+
+class ImageKind(PixelKind[ImageTable]):
     """Pictures, each one sample."""
 
     table_type = ImageTable
@@ -31,31 +82,19 @@ class ImageKind(Kind[ImageTable]):
     probing = "image-1"
     modalities = frozenset({Modality.IMAGE, Modality.VIDEO})
 
-    def __init__(self, table: ImageTable, family: Family) -> None:
-        super().__init__(table, family)
-        self.rule = rule_of(table, family)
-
     @classmethod
     def probe(cls, file: Path) -> Probe:
         """The upright size."""
         width, height = probe(file)
         return Probe(width, height)
 
-    def pieces(self, probe: Probe) -> tuple[Piece, ...]:
+    def pieces(self, probe: Probe, name: str) -> tuple[Piece, ...]:
         """The whole picture."""
-        target = target_size(probe.size, self.rule)
-        if too_elongated(target):
-            raise Unfit("sized", f"too elongated: less than 1/{MOST_CUT} would be left", f"{probe.width}x{probe.height}")
-        return (Piece(target),)
-
-    @property
-    def draws(self) -> bool:
-        """Whether crops are drawn."""
-        return self.table.crop == "random"
+        return (Piece(self.target(probe, name)),)
 
     def part(self, piece: Piece, generator: np.random.Generator | None) -> tuple[Crop, Window | None]:
         """The crop."""
-        return (center_crop(piece.target) if generator is None else random_crop(piece.target, generator)), None
+        return self.crop(piece.target, generator), None
 
     def recipe(self, need: str) -> str:
         """How pixels are made of a picture."""
@@ -63,7 +102,7 @@ class ImageKind(Kind[ImageTable]):
 
     def load(self, source: Source, need: str) -> Tensor:
         """Pixels [3, H, W] in [-1, 1]."""
-        return load_pixels(source) if need == PIXELS else super().load(source, need)
+        return load_pixels(source, self.table.max_pixels) if need == PIXELS else super().load(source, need)
 
 
 class MaskKind(Kind[MaskTable]):
@@ -76,12 +115,16 @@ class MaskKind(Kind[MaskTable]):
     modalities = frozenset()
     role = MASK
 
+    def serving(self, host: Kind[Any]) -> MaskKind:
+        """Masks of clips are also clips, of the endings that the host reads."""
+        return self if isinstance(host, ImageKind) else _with_clips(host)(self.table, self.family)
+
     @classmethod
     def probe(cls, file: Path) -> Probe:
         """The upright size."""
         return ImageKind.probe(file)
 
-    def pieces(self, probe: Probe) -> tuple[Piece, ...]:
+    def pieces(self, probe: Probe, name: str) -> tuple[Piece, ...]:
         """A mask is no sample of its own."""
         raise Unfit("sized", "a mask belongs to a sample of another dataset")
 
@@ -94,17 +137,41 @@ class MaskKind(Kind[MaskTable]):
         return f"mask-1 {TRANSFORM}" if need == MASK else super().recipe(need)
 
     def companion(self, source: Source, file: Path | None, host: Kind[Any]) -> Tensor:
-        """How much each place of a sample counts, in [0, 1]: [1, H, W], of a clip [1, F, H, W] or [1, 1, H, W] for all frames.
+        """How much each place of a sample counts, in [0, 1]: [1, H, W], of a clip [1, F, H, W].
 
         Grey values; in colours their mean. A sample without a mask counts in full.
         """
         if file is None:
-            return full_mask(source)
+            full = full_mask(source)
+            return full if source.window is None else full.expand(-1, source.window.frames, -1, -1)
         if file.suffix.lower() in SUFFIXES:
-            mask = load_mask(file, source.crop)  # [1, H, W]
-            return mask if source.window is None else mask.unsqueeze(1)
+            limit = host.table.max_pixels if isinstance(host, PixelKind) else MAX_PIXELS
+            mask = load_mask(file, source.crop, limit)  # [1, H, W]
+            return mask if source.window is None else mask.unsqueeze(1).expand(-1, source.window.frames, -1, -1)
         pixels = host.load(replace(source, file=file, companions=()), PIXELS)  # [3, F, H, W]
         return pixels.mean(dim=0, keepdim=True).add_(1).div_(2)
+
+
+def _with_clips(host: Kind[Any]) -> type[MaskKind]:
+    """Masks that are pictures, or clips which the host's kind decodes."""
+
+    class ClipMaskKind(MaskKind):
+        """Masks of clips."""
+
+        suffixes = MaskKind.suffixes | host.suffixes
+        other_suffixes = MaskKind.other_suffixes - host.suffixes
+        probing = f"{MaskKind.probing} {host.probing}"
+
+        @classmethod
+        def probe(cls, file: Path) -> Probe:
+            """What the header of a picture or clip tells."""
+            return super().probe(file) if file.suffix.lower() in SUFFIXES else host.probe(file)
+
+        def recipe(self, need: str) -> str:
+            """How masks are made of pictures and clips."""
+            return f"{super().recipe(need)} {host.recipe(PIXELS)}"
+
+    return ClipMaskKind
 
 
 def full_mask(source: Source) -> Tensor:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
 from diffusers import SanaTransformer2DModel
 from torch import nn
+from transformers import AutoTokenizer
 
 from tunesmith import Family, FamilyDefaults, InputError, Modality, TokenGrid
 
 from .facts import Facts, pipeline_default
+from .hub import local_tokenizer
+from .prompts import caption_limit, count_tokens
 from .settings import VARIANTS
 from .tiny import write_tiny
 
@@ -28,8 +32,11 @@ class SanaFamily(Family):
     variants = VARIANTS
     refuses = MappingProxyType({})
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: Facts, instruction: Sequence[str] | None = None, *, text_from_elsewhere: bool = False) -> None:
         self.facts = facts
+        self.instruction = instruction
+        self.text_from_elsewhere = text_from_elsewhere
+        self.caption_tokens = caption_limit(instruction)
         self.scale = 2 ** (len(facts.vae["encoder_block_out_channels"]) - 1)
         """Pixels along an edge of what one latent stands for."""
         self.patch: int = facts.transformer["patch_size"]
@@ -55,6 +62,11 @@ class SanaFamily(Family):
     def token_grid(self, frames: int, height: int, width: int) -> TokenGrid:
         """The token grid for pixels of this size."""
         return TokenGrid(1, height // self.alignment, width // self.alignment)
+
+    def count_tokens(self, captions: Sequence[str]) -> list[int] | None:
+        """How many tokens the pipeline makes of each caption; None where the tokenizer is not on this machine."""
+        folder = local_tokenizer(self.facts.text_origin, or_root=self.text_from_elsewhere)
+        return None if folder is None else count_tokens(AutoTokenizer.from_pretrained(folder), captions, self.instruction)
 
     def on_meta(self) -> nn.Module:
         """The transformer on the meta device."""

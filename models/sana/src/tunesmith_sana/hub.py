@@ -101,6 +101,18 @@ def fetch_tokenizer(origin: Origin, *, or_root: bool = False) -> Component:
     return Component(folder, None, files)
 
 
+def local_tokenizer(origin: Origin, *, or_root: bool = False) -> Path | None:
+    """The tokenizer's folder if it is on this machine already, or None; nothing is downloaded."""
+    folder = Path(origin.where)
+    if not origin.is_local:
+        try:
+            folder = Path(snapshot_download(origin.where, revision=origin.revision, local_files_only=True))
+        except (HFValidationError, LocalEntryNotFoundError):
+            return None
+    roots = (folder / "tokenizer", folder) if or_root else (folder / "tokenizer",)
+    return next((root for root in roots if (root / "tokenizer_config.json").is_file()), None)
+
+
 def _suffix_of(file: Path) -> str | None:
     found = _SUFFIX.search(file.name)
     return found.group(1) if found else None

@@ -35,7 +35,8 @@ class Sana(FamilyPlugin[SanaSettings]):
     def family(self) -> SanaFamily:
         """The facts about the checkpoint; InputError if its configuration cannot be read."""
         if self._family is None:
-            self._family = SanaFamily(read_facts(self.settings))
+            instruction = instruction_lines(self.settings.complex_human_instruction)
+            self._family = SanaFamily(read_facts(self.settings), instruction, text_from_elsewhere=self.settings.text_encoder is not None)
         return self._family
 
     def check(self, config: Config, family: Family) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -82,6 +83,8 @@ class Sana(FamilyPlugin[SanaSettings]):
     @hookimpl
     def encode_batch(self, run: Run, batch: Batch) -> Batch:
         """Fill latents and prompt embeddings where the batch wants them."""
+        if not (batch.wants(LATENTS) or batch.wants(PROMPT_EMBEDS)):
+            return batch  # without loading the encoders
         encoders = cast(SanaModel, run.encoders)
         with torch.no_grad(), torch.autocast(run.device.type, enabled=False):
             if batch.wants(LATENTS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import SanaPipeline
@@ -22,6 +23,25 @@ def instruction_lines(setting: bool | str) -> list[str] | None:
         return [setting] if setting else None
     lines: list[str] = pipeline_default("complex_human_instruction")
     return list(lines) if setting else None
+
+
+def caption_limit(instruction: Sequence[str] | None) -> int:
+    """How many tokens of a caption reach the transformer, as `count_tokens` counts them.
+
+    Behind an instruction, whose last token is one of the 300, the pipeline cuts off what exceeds 298; otherwise the first is <bos>.
+    """
+    return MAX_TOKENS - 2 if instruction else MAX_TOKENS
+
+
+def count_tokens(tokenizer: Any, captions: Sequence[str], instruction: Sequence[str] | None) -> list[int]:
+    """How many tokens the pipeline makes of each caption; without an instruction <bos> counts too."""
+    if not captions:
+        return []
+    before = "\n".join(instruction or ())
+    pipeline = SanaPipeline(tokenizer, text_encoder=None, vae=None, transformer=None, scheduler=None)
+    texts: list[str] = pipeline._text_preprocessing(list(captions))
+    taken = len(tokenizer.encode(before)) if before else 0
+    return [len(tokens) - taken for tokens in tokenizer([before + text for text in texts]).input_ids]
 
 
 def encode_captions(pipeline: SanaPipeline, captions: Sequence[Caption], instruction: Sequence[str] | None, device: torch.device) -> Ragged:

@@ -1,0 +1,220 @@
+"""How a plan looks: tables on a terminal, aligned lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from .data.duplicates import Duplicates
+from .data.funnel import EXAMPLES, SAMPLES, STATIONS, WORDS
+from .data.preflight import BucketFacts, CaptionFacts, DatasetFacts, Retiming
+from .words import printable
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+MOST_ROWS = 24
+"""Rows of a table that are written out; the JSON has all."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: column heads, rows, and of what there are more rows than `MOST_ROWS`."""
+
+    heads: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    what: str = "rows"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line; `style` is rich's."""
+
+    text: str
+    style: str = ""
+
+
+Block: TypeAlias = Grid | Line
+
+
+class PlanScreen:
+    """A plan that a rich console can print."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for block in _blocks(self.plan):
+            if isinstance(block, Line):
+                yield Text(printable(block.text), style=block.style)
+            elif options.is_terminal:
+                yield Padding(_table(block), (0, 0, 0, 2), expand=False)
+            else:
+                yield from (Text(line) for line in _aligned(block))
+
+
+def size_text(count: int | None) -> str:
+    """Bytes as a person reads them."""
+    if count is None:
+        return "unknown"
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size / 10:
+            return f"{count / size:.2f} {unit}"
+    return f"{count / 2**10:.1f} KiB"
+
+
+def _table(grid: Grid) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, head in enumerate(grid.heads):
+        table.add_column(head, justify="right" if _is_numeric(grid, number) else "left", overflow="fold")
+    for row in _shown(grid):
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _aligned(grid: Grid) -> Iterator[str]:
+    rows = [grid.heads, *_shown(grid)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = [_is_numeric(grid, number) for number in range(len(widths))]
+    for row in rows:
+        cells = (cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in zip(row, widths, right, strict=True))
+        yield f"  {'  '.join(cells)}".rstrip()
+
+
+def _is_numeric(grid: Grid, column: int) -> bool:
+    return all(row[column][:1].isdigit() or not row[column] for row in grid.rows)
+
+
+def _shown(grid: Grid) -> list[tuple[str, ...]]:
+    rows = [tuple(map(printable, row)) for row in grid.rows[:MOST_ROWS]]
+    if len(grid.rows) > MOST_ROWS:
+        more = f"... and {len(grid.rows) - MOST_ROWS} more {grid.what}"
+        rows.append((more, *[""] * (len(grid.heads) - 1)))
+    return rows
+
+
+def _blocks(plan: Plan) -> Iterator[Block]:
+    yield Line(f"{plan.run}: {plan.family}, with {', '.join(plan.plugins) or 'no plugins'}", "bold")
+    for problem in plan.problems:
+        yield Line(str(problem), "red")
+    for note in plan.notes:
+        yield Line(f"note: {note}", "yellow")
+    for dataset in plan.datasets:
+        yield from _dataset(dataset)
+    yield from (Line(told, "yellow") for told in _duplicates(plan.duplicates))
+    if not plan.problems:
+        yield from _run(plan)
+        yield from _costs(plan)
+    if plan.sheet is not None:
+        yield Line(f"contact sheet: {plan.sheet}")
+
+
+def _costs(plan: Plan) -> Iterator[Block]:
+    cache = "nothing is cached, all is encoded on the fly"
+    if plan.cache_bytes is not None:
+        where = "memory" if plan.cache == "memory" else "the cache"
+        cache = f"{where} takes {size_text(plan.cache_bytes)} of latents before compression (captions, masks and sound not counted)"
+    yield Line(cache)
+    memory = plan.memory
+    yield Line(
+        f"memory of the model, {memory.parameters / 1e6:.1f} M parameters: weights {size_text(memory.weights)}, "
+        f"gradients {size_text(memory.gradients)}, optimizer {size_text(memory.optimizer)} (activations and adapters not counted)"
+    )
+
+
+def _duplicates(found: Sequence[Duplicates]) -> Iterator[str]:
+    for why, meaning in (("same bytes", "each counts as a sample of its own"), ("same name", "they share their captions and companions")):
+        groups = [", ".join(f"{dataset}:{name}" for dataset, name in one.files[:EXAMPLES]) for one in found if one.why == why]
+        if groups:
+            more = "; ..." if len(groups) > EXAMPLES else ""
+            yield f"duplicates, {why}: {len(groups)} ({'; '.join(groups[:EXAMPLES])}{more}); {meaning}"
+
+
+def _run(plan: Plan) -> Iterator[Block]:
+    trained = "the whole model is trained" if plan.trains_base else "the base is frozen and adapters are trained"
+    yield Line(
+        f"steps: {plan.steps}, epochs: {plan.epochs or 0:.2f}; batches an epoch: {plan.batches_per_epoch}, steps an epoch: "
+        f"{plan.steps_per_epoch:.6g} (gradient_accumulation: {plan.gradient_accumulation}, processes: {plan.processes}); {trained}"
+    )
+    yield Line(f"sigma shift by size: {', '.join(f'{size}: {shift:.3g}' for size, shift in plan.sigma_shift.items())}")
+    yield Line(f"samples of each validation: {plan.validation_samples}")
+
+
+def _dataset(facts: DatasetFacts) -> Iterator[Block]:
+    steps = f", from step {facts.start_step} to {facts.end_step or 'the end'}" if facts.start_step or facts.end_step else ""
+    yield Line(f"dataset {facts.name!r}: {facts.kind}, {facts.origin}{steps}", "bold")
+    yield Grid(("files", "", "lost", "why"), list(_funnel(facts)), "reasons")
+    clips = any(bucket.frames > 1 for bucket in facts.buckets)
+    if facts.buckets:
+        heads = ("bucket", *(("frames",) if clips else ()), "samples", "batches an epoch", "left over", "latents")
+        yield Grid(heads, [_bucket(bucket, clips) for bucket in facts.buckets], "buckets")
+    if facts.retiming:
+        heads = ("source fps", "trained fps", "samples", "frames", "seconds", "frames of the whole clips, at the trained fps")
+        yield Grid(heads, [_retimed(one) for one in facts.retiming], "rates")
+    yield Line(
+        f"  batches of {facts.batch_size} an epoch: {facts.batches_per_epoch}, {facts.share:.1%} of the run's; "
+        f"samples a step: {facts.samples_per_step}"
+        + (f"; each sample {facts.repeats} times an epoch" if facts.repeats > 1 else "")
+        + (f"; {facts.variants} drawn parts of each sample are cached" if facts.variants > 1 else "")
+    )
+    yield Line(f"  {_captions(facts.captions)}")
+    yield from (Line(f"  note: {note}", "yellow") for note in facts.funnel["notes"])
+    yield from (Line(f"  remedy: {remedy}", "green") for remedy in facts.remedies)
+
+
+def _funnel(facts: DatasetFacts) -> Iterator[tuple[str, ...]]:
+    """Each station with what it lost, a row for each reason; from some station on samples are counted."""
+    counts = facts.funnel["counts"]
+    for station in STATIONS:
+        losses = [loss for loss in facts.funnel["losses"] if loss["station"] == station]
+        samples = counts[station] + sum(loss["count"] for loss in losses)
+        if station == STATIONS[SAMPLES] and samples != counts[STATIONS[SAMPLES - 1]]:
+            yield (str(samples), "samples of them", "", "")
+        reached = (str(counts[station]), WORDS[station][0])
+        if not losses and station not in facts.stations:
+            continue
+        for loss in losses:
+            yield (*reached, str(loss["count"]), _loss(loss))
+            reached = ("", "")
+        if not losses:
+            yield (*reached, "", "")
+
+
+def _loss(loss: Mapping[str, Any]) -> str:
+    more = ", ..." if loss["count"] > len(loss["examples"]) else ""
+    return f"{loss['reason']} ({', '.join(loss['examples'])}{more})"
+
+
+def _bucket(bucket: BucketFacts, clips: bool) -> tuple[str, ...]:
+    frames = (str(bucket.frames),) if clips else ()
+    latents = size_text(bucket.cache_bytes) if bucket.batches else ""
+    size = f"{bucket.width}x{bucket.height}" if bucket.width else f"{bucket.seconds:g} s"
+    return (size, *frames, str(bucket.samples), str(bucket.batches), str(bucket.left_over), latents)
+
+
+def _retimed(one: Retiming) -> tuple[str, ...]:
+    wholes = str(one.shortest) if one.shortest == one.longest else f"{one.shortest} to {one.longest}"
+    return (f"{one.source_fps:g}", f"{one.trained_fps:g}", str(one.samples), str(one.frames), f"{one.seconds:.2f}", wholes)
+
+
+def _captions(captions: CaptionFacts) -> str:
+    told = f"different captions: {captions.distinct}"
+    if captions.limit is None:
+        return f"{told}; how much of one the encoder reads is not known"
+    if not captions.counted:
+        return f"{told}; {captions.limit} tokens of each are read, which cannot be counted on this machine"
+    counted = "" if captions.counted == captions.distinct else f" ({captions.counted} of them, evenly spread, were counted)"
+    if not captions.too_long:
+        return f"{told}{counted}; the longest has {captions.longest} of the {captions.limit} tokens that are read"
+    more = ", ..." if captions.too_long > len(captions.examples) else ""
+    return (
+        f"{told}{counted}; longer than the {captions.limit} tokens that are read, so that they lose their end: {captions.too_long} "
+        f"({', '.join(captions.examples)}{more}; the longest has {captions.longest})"
+    )

@@ -1,0 +1,93 @@
+"""The core's own part in the objective: targets of samples that keep what the model knows, and weights of what is given."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tunesmith import Batch, Caption, Crop, Loss, Run, Source, Step
+from tunesmith.builtin import aim_at_base, weigh_given
+
+SQUARE = Crop((8, 8), (8, 8), (0, 0))
+
+
+class Adapted:
+    """A model that drops half of its input out while training, with an adapter that adds one."""
+
+    def __init__(self) -> None:
+        self.denoiser: Any = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8))
+        self.adapter_is_on = True
+        self.adapters: dict[str, Any] = {"adapter": self.switched_off}
+
+    @contextmanager
+    def switched_off(self):
+        self.adapter_is_on = False
+        yield
+        self.adapter_is_on = True
+
+    without_adapters = switched_off
+
+    def predict(self, noisy: Tensor, sigma: Tensor, conditions: Batch) -> Tensor:
+        out: Tensor = self.denoiser(noisy)
+        return out + 1 if self.adapter_is_on else out
+
+
+def step_of(shape: tuple[int, ...], sigma: Tensor, tmp_path: Any) -> Step:
+    sources = tuple(Source("kept", tmp_path / "0.png", Caption(""), SQUARE) for _ in range(shape[0]))
+    noisy, target = torch.randn(shape), torch.randn(shape)
+    return Step(0, 0, 0, "train", Batch(sources, tuple(source.caption for source in sources)), sigma, noisy, noisy, target)
+
+
+def run_of(model: Adapted, is_regularisation: bool = True) -> Run:
+    table = SimpleNamespace(is_regularisation=is_regularisation)
+    return cast(Run, SimpleNamespace(model=model, datasets={"kept": SimpleNamespace(table=table)}))
+
+
+def test_the_target_has_neither_the_adapter_nor_dropout_in_it(tmp_path):
+    model, step = Adapted(), step_of((2, 4, 8), torch.rand(2), tmp_path)
+    aim_at_base(run_of(model), step)
+    linear = model.denoiser[1]
+    torch.testing.assert_close(step.target, step.noisy @ linear.weight.detach().T + linear.bias.detach())
+    assert not step.target.requires_grad
+    assert model.denoiser.training
+    assert model.denoiser[0].training
+    assert model.adapter_is_on
+
+
+@pytest.mark.parametrize(("is_regularisation", "adapters"), [(False, True), (True, False)])
+def test_other_targets_stay(tmp_path, is_regularisation, adapters):
+    model, step = Adapted(), step_of((2, 4, 8), torch.rand(2), tmp_path)
+    if not adapters:
+        model.adapters.clear()
+    before = step.target.clone()
+    aim_at_base(run_of(model, is_regularisation), step)
+    assert torch.equal(step.target, before)
+
+
+def test_weights_cast_for_the_target_get_their_gradient_all_the_same(tmp_path):
+    model, step = Adapted(), step_of((2, 4, 8), torch.rand(2), tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        aim_at_base(run_of(model), step)
+        model.predict(step.noisy, step.sigma, step.batch).float().square().mean().backward()
+    assert step.target.dtype == torch.float32
+    gradient = model.denoiser[1].weight.grad
+    assert gradient is not None
+    assert float(gradient.abs().sum()) > 0
+
+
+def test_what_is_given_weighs_nothing_in_a_mean_over_all(tmp_path):
+    sigma = torch.tensor([0.0, 0.3, 0.9]).reshape(1, 1, 3, 1, 1)
+    step = step_of((1, 2, 3, 4, 4), sigma, tmp_path)
+    loss = Loss(torch.ones(1, 2, 3, 4, 4))
+    weigh_given(loss, step)
+    assert float(loss.total) == pytest.approx(2 / 3)
+
+
+def test_a_sample_without_noise_is_not_given(tmp_path):
+    step = step_of((2, 2, 4, 4), torch.tensor([0.0, 0.5]), tmp_path)
+    loss = Loss(torch.ones(2, 2, 4, 4))
+    weigh_given(loss, step)
+    assert loss.weights == {}

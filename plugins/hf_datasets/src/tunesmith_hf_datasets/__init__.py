@@ -1,0 +1,5 @@
+"""Datasets of the Hugging Face Hub, and local copies of them, for Tunesmith."""
+
+from .plugin import HfDatasets, HfDatasetsSettings, HubDataset
+
+__all__ = ["HfDatasets", "HfDatasetsSettings", "HubDataset"]

@@ -1,0 +1,278 @@
+"""The kinds of datasets: which samples clips and recordings give, and how these are decoded."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tunesmith import (
+    Crop,
+    Family,
+    Kind,
+    Modality,
+    Piece,
+    PixelKind,
+    Probe,
+    Source,
+    Target,
+    Unfit,
+    Unreadable,
+    Window,
+    bucket_frames,
+)
+
+from .clips import Limits, read_frames, window_frames
+from .containers import AUDIO_FORMATS, VIDEO_FORMATS, audio_stream, extent_of, opened, origin_of, picture_of
+from .sound import NoSound, Part, is_silent, read_sound, sound_of
+from .tables import AudioTable, VideoTable
+
+PIXELS, AUDIO, SOUND = "pixels", "audio", "sound"
+SAMPLE_RATE, CHANNELS = 16_000, 1
+"""Of sound for families that say nothing of it."""
+PLACE = Target((0, 0), (0, 0), 1.0)
+"""What sound has for a size."""
+
+
+class VideoKind(PixelKind[VideoTable]):
+    """Clips: windows of films, re-timed, with the sound of exactly the window."""
+
+    table_type = VideoTable
+    suffixes = frozenset(
+        [".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".flv", ".wmv", ".3gp", ".ogv"]
+    ) | frozenset({".h264", ".264", ".hevc", ".265"})
+    other_suffixes = frozenset({".gif", ".apng", ".rm", ".rmvb", ".vob", ".mxf", ".swf", ".dv", ".y4m", ".m3u8"})
+    probing = "video-1"
+    modalities = frozenset({Modality.VIDEO})
+
+    def __init__(self, table: VideoTable, family: Family) -> None:
+        super().__init__(table, family)
+        self.fps = table.fps or family.defaults.fps
+        self.num_frames = max(1, family.round_frames(table.num_frames or family.defaults.frames))
+        by_length = (table.frame_interval or 1) if table.buckets == "resolution_frames" else self.num_frames
+        self.min_frames = min(table.min_frames or by_length, self.num_frames)
+        self.sample_rate, self.channels = _sound_of(family, table)
+
+    @classmethod
+    def probe(cls, file: Path) -> Probe:
+        """Upright size, frames, duration and sound, from the header."""
+        with opened(file, VIDEO_FORMATS) as container:
+            picture = picture_of(container, file)
+            rate, channels, sound = sound_of(container, file, picture.origin or 0.0)
+        with opened(file, VIDEO_FORMATS) as container:  # looking for the end of the sound may have read it to its own
+            frames, seconds = extent_of(container, file, picture)
+        return Probe(*picture.size, frames, picture.fps, seconds, rate, channels, sound)
+
+    def pieces(self, probe: Probe, name: str) -> tuple[Piece, ...]:
+        """The window that the settings choose, or every one."""
+        target = self.target(probe, name)
+        self._check_limits(probe)
+        seconds = min(probe.seconds, self._heard_for(probe, name))
+        there = window_frames(seconds, probe.fps, self.fps)
+        if self.table.max_frames is not None and there > self.table.max_frames:
+            raise Unfit("timed", f"longer than max_frames = {self.table.max_frames}", f"({self._timing(probe, there, seconds)})")
+        frames = self._frames(there)
+        if there < self.min_frames or frames < 1:
+            kept = self.family.round_frames(there)
+            remedy = f"; min_frames = {kept} would keep it" if kept > 0 else ""
+            reason = f"fewer than {self.min_frames} frames at {self.fps:g} fps"
+            raise Unfit("timed", reason, f"({self._timing(probe, there, seconds)}{remedy})")
+        if self.table.window == "every":
+            return self._every(target, there, frames)
+        room = (there - frames) / self.fps
+        start = (there - frames) // 2 / self.fps if self.table.window == "middle" else 0.0
+        return (Piece(target, frames, self.fps, start, room if self.table.window == "random" else 0.0),)
+
+    @property
+    def draws(self) -> bool:
+        """Whether crops or windows are drawn."""
+        return super().draws or self.table.window == "random"
+
+    def part(self, piece: Piece, generator: np.random.Generator | None) -> tuple[Crop, Window | None]:
+        """The crop and the window, which begins at a whole number of frames."""
+        crop = self.crop(piece.target, generator)
+        start = piece.start
+        if generator is not None and piece.room > 0:
+            start += int(generator.integers(round(piece.room * piece.fps) + 1)) / piece.fps
+        return crop, Window(start, piece.frames, piece.fps)
+
+    def recipe(self, need: str) -> str:
+        """How pixels and sound are made of a clip."""
+        if need == AUDIO:
+            return f"sound-1 {self.sample_rate} {self.channels} {self.table.allow_silence}"
+        return "video-1" if need == PIXELS else super().recipe(need)
+
+    def files(self, source: Source, need: str) -> tuple[Path, ...]:
+        """The file of sound beside a clip."""
+        beside = source.companion(SOUND)
+        return (beside,) if need == AUDIO and beside is not None else ()
+
+    def load(self, source: Source, need: str) -> Tensor:
+        """Pixels [3, F, H, W], or the window's sound [channels, samples], in [-1, 1]."""
+        if source.window is None or need not in (PIXELS, AUDIO):
+            return super().load(source, need)
+        if need == PIXELS:
+            limits = Limits(self.table.max_pixels, self.table.max_source_frames)
+            return read_frames(source.file, source.window, source.crop, limits)
+        return window_sound(source, self.sample_rate, self.channels, self.table.allow_silence)
+
+    def remarks(self, probes: Mapping[str, Probe]) -> list[str]:
+        """What rounding and re-timing do."""
+        told = []
+        asked = self.table.num_frames
+        if asked is not None and asked != self.num_frames:
+            told.append(f"num_frames = {asked} becomes {self.num_frames}, the next lower number that {self.family.name} encodes")
+        slow = [name for name, probe in probes.items() if probe.fps < self.fps * 0.99]
+        if slow:
+            found = f"{slow[0]}: {probes[slow[0]].fps:.4g} fps"
+            told.append(f"{len(slow)} of {len(probes)} clips have fewer than {self.fps:g} frames a second; some are shown twice ({found})")
+        return told
+
+    def _heard_for(self, probe: Probe, name: str) -> float:
+        """For how many seconds a clip can be used for its sound's sake; Unfit if it lacks what it must have."""
+        files = self.beside.get(SOUND)
+        file = None if files is None else files.get(os.path.splitext(name)[0])
+        required = self.family.sound is not None and self.family.sound.required
+        wanted = self.table.auto_split if self.table.auto_split is not None else required
+        if self.table.allow_silence or not (wanted or files is not None):
+            return math.inf
+        if file is None and not probe.sample_rate:
+            raise Unfit("paired", "it has no sound; allow_silence = true uses it as silent")
+        ends = probe.sound if file is None else file.seconds
+        return ends + 1 / self.fps if ends else math.inf
+
+    def _check_limits(self, probe: Probe) -> None:
+        if probe.seconds > self.table.max_seconds:
+            raise Unfit("timed", f"longer than max_seconds = {self.table.max_seconds:g}", f"({probe.seconds:.0f} s)")
+        if probe.frames > self.table.max_source_frames:
+            raise Unfit("timed", f"more frames than max_source_frames = {self.table.max_source_frames}", f"({probe.frames})")
+
+    def _frames(self, there: int) -> int:
+        """How many frames a sample has of a clip with so many."""
+        frames = min(there, self.num_frames)
+        if self.table.buckets == "resolution_frames":
+            frames = bucket_frames(frames, self.table.frame_interval)
+        return self.family.round_frames(frames)
+
+    def _every(self, target: Target, there: int, frames: int) -> tuple[Piece, ...]:
+        """All windows that do not overlap, and the rest if it is long enough."""
+        pieces = [Piece(target, frames, self.fps, begin / self.fps) for begin in range(0, there - frames + 1, frames)]
+        rest = there - len(pieces) * frames
+        shorter = self._frames(rest) if rest >= self.min_frames else 0
+        if shorter >= 1:
+            pieces.append(Piece(target, shorter, self.fps, (there - rest) / self.fps))
+        return tuple(pieces)
+
+    def _timing(self, probe: Probe, there: int, seconds: float) -> str:
+        early = f", with sound for {seconds:.4g} s" if seconds < probe.seconds else ""
+        return f"{probe.fps:.4g} fps, {probe.seconds:.4g} s{early}: {there} frames at {self.fps:g} fps"
+
+
+class AudioKind(Kind[AudioTable]):
+    """Sound: beside the clips of another dataset, or recordings of which a part is a sample."""
+
+    table_type = AudioTable
+    suffixes = frozenset({".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac"})
+    other_suffixes = frozenset({".wma", ".aif", ".aiff", ".ape", ".amr", ".mka", ".ac3", ".mid", ".midi", ".m4b"})
+    probing = "audio-1"
+    modalities = frozenset()
+    role = SOUND
+
+    def __init__(self, table: AudioTable, family: Family) -> None:
+        super().__init__(table, family)
+        self.sample_rate, self.channels = _sound_of(family, table)
+
+    @classmethod
+    def probe(cls, file: Path) -> Probe:
+        """Duration, sample rate and channels."""
+        with opened(file, AUDIO_FORMATS) as container:
+            stream = audio_stream(container)
+            if stream is None:
+                raise NoSound(file)
+            rate, channels, seconds = sound_of(container, file, origin_of(stream))
+        if not rate or seconds <= 0:
+            raise Unreadable(file, "it has no sound that can be decoded")
+        return Probe(seconds=seconds, sample_rate=rate, channels=channels, sound=seconds)
+
+    def pieces(self, probe: Probe, name: str) -> tuple[Piece, ...]:
+        """The part of a recording that is a multiple of the interval."""
+        table = self.table
+        if table.of is not None:
+            raise Unfit("paired", "sound belongs to a clip of another dataset")
+        if table.max_duration is not None and probe.seconds > table.max_duration:
+            raise Unfit("timed", f"longer than max_duration = {table.max_duration:g}", f"({probe.seconds:.2f} s)")
+        count = int(probe.seconds / table.interval + 1e-6)
+        if not count:
+            keeps = math.floor(probe.seconds * 100) / 100
+            remedy = f"; interval = {keeps:g} would keep it" if keeps else ""
+            raise Unfit("timed", f"shorter than one interval = {table.interval:g}", f"({probe.seconds:.2f} s{remedy})")
+        samples = round(count * table.interval * self.sample_rate)
+        room = max(0.0, probe.seconds - samples / self.sample_rate)
+        start = room if table.truncation == "end" else 0.0
+        return (Piece(PLACE, samples, self.sample_rate, start, room if table.truncation == "random" else 0.0),)
+
+    @property
+    def draws(self) -> bool:
+        """Whether parts are drawn."""
+        return self.table.of is None and self.table.truncation == "random"
+
+    def part(self, piece: Piece, generator: np.random.Generator | None) -> tuple[Crop, Window | None]:
+        """The window, counted in samples."""
+        start = piece.start + (float(generator.random()) * piece.room if generator is not None else 0.0)
+        return Crop((0, 0), (0, 0), (0, 0)), Window(start, piece.frames, piece.fps)
+
+    def recipe(self, need: str) -> str:
+        """How sound is made of a file."""
+        return f"sound-1 {self.sample_rate} {self.channels}" if need in (AUDIO, SOUND) else super().recipe(need)
+
+    def load(self, source: Source, need: str) -> Tensor:
+        """A recording's part, [channels, samples] in [-1, 1]."""
+        if need != AUDIO or source.window is None:
+            return super().load(source, need)
+        part = Part(source.window.start, source.window.frames, self.sample_rate, self.channels)
+        return _heard(source.file, read_sound(source.file, part, of_clip=False, lacks=0.1), self.table.allow_silence)
+
+    def companion(self, source: Source, file: Path | None, host: Kind[Any]) -> Tensor:
+        """The sound of a clip's window, [channels, samples]: of the file beside it, or its own."""
+        companions = () if file is None else ((SOUND, file),)
+        beside = Source(source.dataset, source.file, source.caption, source.crop, source.window, companions)
+        return window_sound(beside, self.sample_rate, self.channels, self.table.allow_silence)
+
+
+def window_sound(source: Source, rate: int, channels: int, allow_silence: bool) -> Tensor:
+    """The sound of a clip's window, [channels, samples]: of the file beside it if there is one, otherwise the clip's own.
+
+    Up to one frame may be missing at the end. With `allow_silence` all may be, and missing sound is silence.
+    """
+    if source.window is None:
+        raise ValueError(f"{source} has no window")
+    part = Part(source.window.start, round(source.window.frames / source.window.fps * rate), rate, channels)
+    beside = source.companion(SOUND)
+    lacks = math.inf if allow_silence else 1 / source.window.fps + 1e-6
+    try:
+        if beside is None:
+            return read_sound(source.file, part, of_clip=True, lacks=lacks)
+        return _heard(beside, read_sound(beside, part, of_clip=False, lacks=lacks), allow_silence)
+    except NoSound:
+        if not allow_silence:
+            raise
+        return torch.zeros((channels, part.samples))
+
+
+def _heard(file: Path, sound: Tensor, allow_silence: bool) -> Tensor:
+    """The sound, unless the whole file is silent and that is not allowed."""
+    if not allow_silence and not bool(sound.any()) and is_silent(file):
+        raise Unreadable(file, "every sample of it is zero; allow_silence = true uses it")
+    return sound
+
+
+def _sound_of(family: Family, table: VideoTable | AudioTable) -> tuple[int, int]:
+    sound = family.sound
+    rate = table.sample_rate or (SAMPLE_RATE if sound is None else sound.sample_rate)
+    return rate, table.channels or (CHANNELS if sound is None else sound.channels)

@@ -1,0 +1,71 @@
+"""The plugins: each brings a kind of dataset, and tells before anything is loaded what a family cannot do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tunesmith import Config, Family, KindPlugin, Settings, Stage
+
+from .kinds import AudioKind, VideoKind
+from .tables import AudioTable, VideoTable
+
+Complaint = tuple[tuple[str | int, ...], str]
+
+
+class VideoSettings(Settings):
+    """Clips are described in `[[datasets]]`; there are no settings besides."""
+
+
+class AudioSettings(Settings):
+    """Sound is described in `[[datasets]]`; there are no settings besides."""
+
+
+class Video(KindPlugin[VideoSettings]):
+    """Datasets of clips, decoded with PyAV."""
+
+    stage = Stage.LOAD
+    kind = VideoKind
+
+    def check(self, config: Config, family: Family) -> Iterator[Complaint]:
+        """Clips for families that generate none, and sound that is not the family's."""
+        with_sound = {table.of for table in config.datasets if isinstance(table, AudioTable)}
+        for number, table in enumerate(config.datasets):
+            if not isinstance(table, VideoTable):
+                continue
+            yield from _sound_complaints(table, number, family)
+            required = family.sound is not None and family.sound.required
+            if required and table.auto_split is False and table.name not in with_sound:
+                yield (
+                    ("datasets", number, "auto_split"),
+                    f"auto_split = false: {family.name} cannot be trained without sound, and no audio dataset has of = {table.name!r}; "
+                    "take it out, or add one",
+                )
+
+
+class Audio(KindPlugin[AudioSettings]):
+    """Datasets of sound: beside clips, or recordings of their own."""
+
+    stage = Stage.LOAD
+    kind = AudioKind
+
+    def check(self, config: Config, family: Family) -> Iterator[Complaint]:
+        """Recordings for families that generate none, and sound that is not the family's."""
+        for number, table in enumerate(config.datasets):
+            if not isinstance(table, AudioTable):
+                continue
+            yield from _sound_complaints(table, number, family)
+            if table.of is None:
+                yield (
+                    ("datasets", number, "kind"),
+                    f'kind = "audio" without `of`: {family.name} generates {family.modality.value}s and cannot be trained on recordings '
+                    'alone; sound beside clips says of = "NAME OF THEIR DATASET"',
+                )
+
+
+def _sound_complaints(table: VideoTable | AudioTable, number: int, family: Family) -> Iterator[Complaint]:
+    sound = family.sound
+    if sound is None:
+        return
+    for key, asked, own in (("sample_rate", table.sample_rate, sound.sample_rate), ("channels", table.channels, sound.channels)):
+        if asked is not None and asked != own:
+            yield ("datasets", number, key), f"{key} = {asked}: {family.name} is trained with {key} = {own}; take it out"

@@ -1,0 +1,107 @@
+"""Datasets of clips and sound as the core finds them: pairs, funnels, buckets and batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tunesmith import Sound
+from tunesmith.config.tables import RunTable
+from tunesmith.data.dataset import Dataset
+from tunesmith.data.file_index import Index
+from tunesmith.data.order import Order
+from tunesmith.data.scan import Surroundings, survey_all
+from tunesmith_video import Audio, AudioTable, Video, VideoTable
+from tunesmith_video.plugin import AudioSettings, VideoSettings
+
+from .films import Facts, film, lag_of, numbers, recording, swept
+
+NEEDS_SOUND = Sound(48_000, 1, required=True)
+
+
+def look(folder: Path, *tables: VideoTable | AudioTable, sound: Sound | None = None) -> dict[int, Dataset]:
+    run = RunTable(steps=1, batch_size=1, cache_dir=folder / "cache")
+    plugins: Any = {"video": Video("video", VideoSettings()), "audio": Audio("audio", AudioSettings())}
+    for _ in range(2):  # the second time from the index
+        with Index(folder / "index.sqlite") as index:
+            found, wrong = survey_all(tables, Surroundings(Facts(sound), run, index, plugins))
+        assert not wrong
+    return found
+
+
+def table(folder: Path, **settings: Any) -> VideoTable:
+    return VideoTable(path=str(folder), **{"captions": "filename", "name": "clips", "num_frames": 17, **settings})
+
+
+def losses(dataset: Dataset) -> dict[str, list[str]]:
+    return {lost.reason: lost.examples for lost in dataset.funnel.losses}
+
+
+def test_clips_are_found_retimed_and_named_where_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    film(folder / "fast.mp4", 120, 60)
+    film(folder / "deeper" / "long.mkv", 160)
+    film(folder / "short.mp4", 20, 30)
+    (folder / "page.mp4").write_bytes(b"<html>")
+    (folder / "moving.gif").write_bytes(b"GIF89a")
+    [dataset] = look(tmp_path, table(folder)).values()
+    assert [sample.name for sample in dataset.samples] == ["deeper/long.mkv", "fast.mp4"]
+    assert {sample.bucket[2] for sample in dataset.samples} == {17}
+    told = losses(dataset)
+    assert told["fewer than 17 frames at 16 fps"] == ["short.mp4 (30 fps, 0.6667 s: 11 frames at 16 fps; min_frames = 9 would keep it)"]
+    assert any("moving.gif" in example for examples in told.values() for example in examples)
+    assert any(examples == ["page.mp4"] for examples in told.values())
+
+
+def test_every_window_of_a_clip_is_a_sample(tmp_path: Path) -> None:
+    film(tmp_path / "clips" / "a.mp4", 60)
+    [dataset] = look(tmp_path, table(tmp_path / "clips", window="every")).values()
+    assert [sample.name for sample in dataset.samples] == ["a.mp4", "a.mp4#2", "a.mp4#3"]
+    order = Order([dataset], 0, cached=True)
+    shown = [numbers(dataset.load(source, "pixels"))[0] for source in order.all_sources()]
+    assert shown == [0, 17, 34]
+
+
+def test_drawn_windows_differ_by_epoch_and_variant(tmp_path: Path) -> None:
+    film(tmp_path / "clips" / "a.mp4", 160)
+    [dataset] = look(tmp_path, table(tmp_path / "clips", window="random", variants=4)).values()
+    kept = {source.window for source in Order([dataset], 0, cached=True).all_sources()}
+    assert len(kept) == 4
+    drawn = {source.window for position in range(12) for source in Order([dataset], 0, cached=False).batch(position)}
+    assert len(drawn) > 6
+    assert {source.window for position in range(12) for source in Order([dataset], 0, cached=True).batch(position)} <= kept
+
+
+def test_sound_of_a_companion_wins_and_clips_without_are_named(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        film(tmp_path / "clips" / f"{name}.mp4", 40, sound=np.zeros(120_000, np.float32))
+    recording(tmp_path / "sound" / "a.wav", swept(3))
+    recording(tmp_path / "sound" / "b.flac", swept(0.5), codec="flac")
+    beside = AudioTable(path=str(tmp_path / "sound"), of="clips", name="sound")
+    [dataset] = look(tmp_path, table(tmp_path / "clips", window="middle"), beside, sound=NEEDS_SOUND).values()
+    assert [sample.name for sample in dataset.samples] == ["a.mp4"]
+    [one] = Order([dataset], 0, cached=True).all_sources()
+    assert one.window is not None
+    heard = dataset.load(one, "audio")
+    assert heard.shape == (1, 51_000)
+    assert lag_of(heard[0].numpy(), one.window.start) == 0
+    assert torch.equal(dataset.load(one, "sound"), heard)
+    assert dataset.files(one, "audio") == (tmp_path / "sound" / "a.wav",)
+    told = losses(dataset)
+    assert [examples for reason, examples in told.items() if "no sound of its name" in reason] == [["c.mp4"]]
+    assert any("with sound for 0.5625 s" in example for example in told["fewer than 17 frames at 16 fps"])
+
+
+def test_clips_keep_their_own_sound_where_they_may(tmp_path: Path) -> None:
+    film(tmp_path / "clips" / "a.mp4", 40, sound=swept(2.5))
+    film(tmp_path / "clips" / "b.mp4", 40)
+    (tmp_path / "sound").mkdir()
+    beside = AudioTable(path=str(tmp_path / "sound"), of="clips", name="sound", missing="own")
+    [dataset] = look(tmp_path, table(tmp_path / "clips"), beside, sound=NEEDS_SOUND).values()
+    assert [sample.name for sample in dataset.samples] == ["a.mp4"]
+    assert losses(dataset) == {"it has no sound; allow_silence = true uses it as silent": ["b.mp4"]}
+    [one] = Order([dataset], 0, cached=True).all_sources()
+    assert float(dataset.load(one, "audio").abs().mean()) > 0.2
