@@ -26,6 +26,7 @@ class NoSettings(Settings):
 
 
 EVERY_TWO = "[checkpoints]\nevery = 2\n"
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 
 def assert_same_run(straight: Result, resumed: Result, step: int) -> None:
@@ -38,7 +39,19 @@ def assert_same_run(straight: Result, resumed: Result, step: int) -> None:
 
 
 @pytest.mark.parametrize("extra", ["", LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("overrides", [(), ("run.gradient_accumulation=3",), ("run.cache=false",), ("run.precision='bf16'",)], ids=str)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("run.gradient_accumulation=3",),
+        ("run.cache=false",),
+        ("run.precision='bf16'",),
+        ("run.deterministic=true",),
+        pytest.param(("run.deterministic=true", "run.device='cuda'"), marks=needs_cuda),
+        pytest.param(("run.deterministic=true", "run.device='cuda'", "run.precision='bf16'"), marks=needs_cuda),
+    ],
+    ids=str,
+)
 def test_stop_and_resume_equals_never_stopping(train, monkeypatch, extra, overrides):
     straight = train("straight", extra + EVERY_TWO, *overrides)
     from tunesmith.trainer import Trainer
