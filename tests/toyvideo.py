@@ -354,6 +354,10 @@ class ToyClipsTable(PixelTable):
     is_i2v: bool = False
     """The first frame is given."""
 
+    @property
+    def gives_first_frame(self) -> bool:
+        return self.is_i2v
+
 
 class ToyClipsKind(PixelKind[ToyClipsTable]):
     """Clips as .npy files, uint8 [F, H, W, 3], at 8 frames a second."""

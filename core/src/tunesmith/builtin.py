@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from .batch import Batch, Field
-from .config.together import gives_first_frame
+from .config.datasets import SampleTable
 from .data.pictures import MASK
 from .family import Family
 from .hooks import Wrapper, hookimpl
@@ -44,7 +44,7 @@ class Core(Plugin[CoreSettings]):
                 f'latents = "sample": the autoencoder of {family.name} gives no distribution to draw from; use "mean"',
             )
         for number, table in enumerate(config.datasets):
-            if gives_first_frame(table) and not family.image_to_video:
+            if isinstance(table, SampleTable) and table.gives_first_frame and not family.image_to_video:
                 yield (
                     ("datasets", number, "is_i2v"),
                     f"is_i2v: {family.name} cannot be trained with the first frame given; take it out, and clips are trained as a whole",

@@ -87,7 +87,7 @@ class Piece:
 class Kind(ABC, Generic[D]):
     """What the files of one dataset are. Made once for each dataset, from its table, for a family.
 
-    A kind with a `role` belongs to another dataset wherever its table says `of`: its files are then no samples but
+    A kind with a `role` belongs to another dataset wherever its table names a `host`: its files are then no samples but
     the other's companions, paired by their names without ending, and `companion` decodes them.
     """
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .batch import Batch, Source, moved
 from .checkpoints import save
-from .config.together import gives_first_frame
 from .data.ahead import Ahead
 from .data.loader import Loader
 from .errors import RunFailed
@@ -136,7 +135,7 @@ class Trainer:
 
     def first_frame_given(self, batch: Batch) -> bool:
         """Whether the first frame of these samples, which are of one dataset, is given to the model."""
-        return gives_first_frame(self.run.datasets[batch.sources[0].dataset].table)
+        return self.run.datasets[batch.sources[0].dataset].table.gives_first_frame
 
     def prepare(self, drawn: Drawn) -> Step:
         """A micro-batch on the run's device, its noise mixed into the latents."""

@@ -41,6 +41,16 @@ class DatasetTable(Settings):
     file_column: str | None = None
     """Column of a file list that names the files; `file`, `file_name`, `path`, `image` or `video` when not given."""
 
+    @property
+    def host(self) -> str | None:
+        """Name of the dataset that this one's files are companions of; None where they are samples."""
+        return None
+
+    @property
+    def may_be_missing(self) -> bool:
+        """Whether samples of the host may be without a companion."""
+        return False
+
     @model_validator(mode="after")
     def _one_origin(self) -> DatasetTable:
         if (self.path is None) == (self.source is None):
@@ -116,6 +126,16 @@ class SampleTable(DatasetTable):
         read_filters(value)
         return value
 
+    @property
+    def num_variants(self) -> int:
+        """With a cache: how many parts of a sample are drawn and kept, where the kind draws."""
+        return 1
+
+    @property
+    def gives_first_frame(self) -> bool:
+        """Whether the first frame of a sample is given to the model, which kinds of moving pictures may offer."""
+        return False
+
     @model_validator(mode="after")
     def _instance(self) -> SampleTable:
         if (self.captions == "instance") != (self.instance_prompt is not None):
@@ -167,6 +187,11 @@ class PixelTable(SampleTable):
     max_pixels: int = Field(100_000_000, ge=1)
     """Files with more pixels in a picture or frame are not decoded."""
 
+    @property
+    def num_variants(self) -> int:
+        """How many crops or windows of a sample are kept."""
+        return self.variants
+
     @model_validator(mode="after")
     def _sensible_sizes(self) -> PixelTable:
         smallest, largest, unit = (0.001, 400.0, "megapixels") if self.resolution_type == "area" else (8, 20_000, "pixels")
@@ -210,6 +235,16 @@ class MaskTable(DatasetTable):
     """Name of the dataset whose samples the masks belong to; files are paired by their names without ending."""
     missing: Literal["skip", "full"] = "skip"
     """A sample without a mask is skipped and named, or counts in full."""
+
+    @property
+    def host(self) -> str | None:
+        """The dataset whose samples the masks belong to."""
+        return self.of
+
+    @property
+    def may_be_missing(self) -> bool:
+        """Whether a sample may be without a mask."""
+        return self.missing != "skip"
 
 
 CORE_TABLES: dict[str, type[DatasetTable]] = {"image": ImageTable, "mask": MaskTable}

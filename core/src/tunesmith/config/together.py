@@ -17,22 +17,12 @@ def together(tables: Mapping[int, DatasetTable], run: RunTable | None) -> Iterat
     """What is wrong with the tables of a config, each by its number, that are right by themselves; `run` is None if it is not."""
     yield from _same_names(tables)
     yield from _companions(tables)
-    samples = {number: table for number, table in tables.items() if isinstance(table, SampleTable) and belongs_to(table) is None}
+    samples = {number: table for number, table in tables.items() if isinstance(table, SampleTable) and table.host is None}
     if tables and not samples:
         number = next(iter(tables))
         yield number, (), "belongs to another dataset, and there is none with samples of its own"
     yield from _weights(samples)
     yield from _presence(samples, run)
-
-
-def belongs_to(table: DatasetTable) -> str | None:
-    """The name of the dataset that this one's files are companions of, or None."""
-    return getattr(table, "of", None)
-
-
-def gives_first_frame(table: DatasetTable) -> bool:
-    """Whether the first frame of this dataset's clips is given to the model, which kinds of moving pictures may offer."""
-    return bool(getattr(table, "is_i2v", False))
 
 
 def _same_names(tables: Mapping[int, DatasetTable]) -> Iterator[Complaint]:
@@ -46,10 +36,10 @@ def _same_names(tables: Mapping[int, DatasetTable]) -> Iterator[Complaint]:
 
 
 def _companions(tables: Mapping[int, DatasetTable]) -> Iterator[Complaint]:
-    names = [table.name or "" for table in tables.values() if belongs_to(table) is None]
+    names = [table.name or "" for table in tables.values() if table.host is None]
     taken: dict[tuple[str, str], int] = {}
     for number, table in tables.items():
-        of = belongs_to(table)
+        of = table.host
         if of is None:
             continue
         if of not in names:

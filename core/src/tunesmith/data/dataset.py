@@ -101,7 +101,7 @@ class Dataset:
     @property
     def variants(self) -> int:
         """With a cache: how many parts of each sample are drawn and kept."""
-        return int(getattr(self.table, "variants", 1)) if self.kind.draws else 1
+        return self.table.num_variants if self.kind.draws else 1
 
     def source(self, sample: Sample, caption: Caption, part: Part) -> Source:
         """A sample with a caption and a part of its file."""

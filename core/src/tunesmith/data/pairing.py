@@ -44,7 +44,8 @@ class Companion:
     @property
     def may_be_missing(self) -> bool:
         """Whether samples may be without."""
-        return bool(getattr(self.kind.table, "missing", "skip") != "skip")
+        table: DatasetTable = self.kind.table
+        return table.may_be_missing
 
     def of(self, name: str) -> str | None:
         """The file that goes with a sample of this name, None if it is to be without; Unpaired if it cannot be trained on so."""

@@ -48,6 +48,11 @@ class VideoTable(PixelTable):
     channels: Literal[1, 2] | None = None
     """1 or 2 channels of sound; the family's own when not given."""
 
+    @property
+    def gives_first_frame(self) -> bool:
+        """Whether the first frame is given."""
+        return self.is_i2v
+
     @model_validator(mode="after")
     def _lengths(self) -> VideoTable:
         if self.min_frames and self.num_frames and self.min_frames > self.num_frames:
@@ -86,6 +91,21 @@ class AudioTable(SampleTable):
     """Samples a second; the family's own when not given."""
     channels: Literal[1, 2] | None = None
     """1 or 2 channels; the family's own when not given."""
+
+    @property
+    def host(self) -> str | None:
+        """The dataset whose clips the sound belongs to."""
+        return self.of
+
+    @property
+    def may_be_missing(self) -> bool:
+        """Whether a clip may be without a file here."""
+        return self.missing != "skip"
+
+    @property
+    def num_variants(self) -> int:
+        """How many parts of a recording are kept."""
+        return self.variants
 
     @model_validator(mode="after")
     def _belongs(self) -> AudioTable:
