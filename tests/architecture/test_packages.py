@@ -72,12 +72,17 @@ def test_feature_works_with_the_core_of_its_minor_version(package: Package) -> N
     assert package.dependencies["tunesmith"] == minor_range(package.project["version"])
 
 
-def test_extras_are_the_features_of_the_repository() -> None:
+def test_extras_are_the_plugins_of_the_repository_by_name() -> None:
     extras = dict(core().project["optional-dependencies"])
     everything = extras.pop("all")
-    expected = {package.folder.name: [package.distribution + minor_range(package.project["version"])] for package in feature_packages()}
+    expected = {
+        plugin: [package.distribution + minor_range(package.project["version"])]
+        for package in feature_packages()
+        for plugin in package.project["entry-points"]["tunesmith"]
+    }
     assert extras == expected
-    assert re.fullmatch(r"tunesmith\[(.*)\]", everything[0])[1].split(",") == list(extras)  # type: ignore[index]
+    folders = [package.folder.name for package in feature_packages()]
+    assert re.fullmatch(r"tunesmith\[(.*)\]", everything[0])[1].split(",") == folders  # type: ignore[index]
 
 
 def test_requirements_install_every_package_editable() -> None:
