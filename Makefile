@@ -1,7 +1,7 @@
 # make quickstart   install what a run needs, train the example, end with a picture and a number
 # make test         the whole test suite
 # make check        style, types, architecture, and the documentation as a site
-# make bench        measure what a run costs beyond its computation, into docs/measured.md
+# make bench        measure what a run costs beyond its computation, and what data costs, into docs/measured.md
 # make venv         the development environment alone
 # make pretrain     make the quickstart's checkpoint again, from nothing (about an hour)
 # make clean        remove the environment, the tools' caches and the quickstart's runs
@@ -38,6 +38,7 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.run
 	$(BIN)/python bench/overhead.py --write docs/measured.md
+	$(BIN)/python bench/data.py --write docs/measured.md
 
 venv: $(VENV)/.dev
 

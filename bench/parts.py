@@ -17,6 +17,7 @@ from workload import bare_loop
 from tunesmith import session
 from tunesmith.config import load_config
 from tunesmith.data.ahead import Ahead
+from tunesmith.data.fill import fill
 from tunesmith.progress import Progress
 from tunesmith.trainer import Trainer
 
@@ -127,7 +128,7 @@ def encoding(config: str) -> dict[str, Any]:
 
     inside: list[float] = []
     whole: list[float] = []
-    encode_pixels, fill = AutoencoderDC.encode, session.fill
+    encode_pixels = AutoencoderDC.encode
 
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
         began = time.perf_counter()
