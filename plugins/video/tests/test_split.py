@@ -78,6 +78,36 @@ def test_videos_without_their_sound_are_copies_of_their_frames(films: Path, tmp_
     assert VideoKind.probe(tmp_path / "out" / "turned.mp4").size == (64, 128)
 
 
+def test_a_film_of_uneven_times_keeps_its_rate(tmp_path: Path) -> None:
+    times = [number / 30 if number < 30 else 1 + (number - 30) / 10 for number in range(60)]
+    film(tmp_path / "in" / "uneven.mkv", 60, 24, times=times)
+    assert split(tmp_path / "in", tmp_path / "out", "--strip").exit_code == 0
+    assert VideoKind.probe(tmp_path / "out" / "uneven.mkv").fps == pytest.approx(24)
+
+
+def test_a_clock_is_not_taken_for_a_rate(tmp_path: Path) -> None:
+    times = [number / 30 if number < 30 else 1 + (number - 30) / 10 for number in range(60)]
+    with av.open(str(film(tmp_path / "told.mkv", 60, 24, times=times))) as told, av.open(str(tmp_path / "untold.mkv"), "w") as untold:
+        copied = untold.add_stream_from_template(told.streams.video[0])
+        for packet in told.demux(video=0):
+            if packet.size:
+                packet.stream = copied
+                untold.mux(packet)
+    probe = VideoKind.probe(tmp_path / "untold.mkv")
+    assert probe.fps < 100
+    assert probe.seconds == pytest.approx(4, abs=0.1)
+
+
+def test_a_video_that_fails_twice_is_counted_once(films: Path, tmp_path: Path) -> None:
+    (films / "broken.mp4").write_bytes(b"<html>")
+    assert str(split(films, tmp_path / "out", "--strip").exception) == "1 video could not be split; the others were"
+
+
+def test_a_file_is_no_folder_for_the_sound(films: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    assert "OUT, " in str(split(films, tmp_path / "out").exception)
+
+
 def test_what_is_there_is_kept(films: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

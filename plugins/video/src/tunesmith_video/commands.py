@@ -31,9 +31,10 @@ def split_audio(
     """
     from .split import split
 
-    failed = 0
+    failed: set[str] = set()
     for outcome in split(source, target, strip):
-        failed += outcome.failed
+        if outcome.failed:
+            failed.add(outcome.name)
         typer.echo(str(outcome), err=outcome.failed)
     if failed:
-        raise InputError(f"{failed} {'video' if failed == 1 else 'videos'} could not be split; the others were")
+        raise InputError(f"{len(failed)} {'video' if len(failed) == 1 else 'videos'} could not be split; the others were")

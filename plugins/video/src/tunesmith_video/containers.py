@@ -26,6 +26,8 @@ DAMAGE = (ValueError, ArithmeticError, LookupError, MemoryError)
 """What damaged headers make of PyAV's own arithmetic, besides its own errors."""
 MIN_RATE, MAX_RATE = 0.01, 1_000_000.0
 """Frames a second that are believed."""
+FAST = 1_000.0
+"""A mean rate above this is a clock's rather than the frames', where the container itself tells a lower one."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def picture_of(container: InputContainer, file: Path) -> Picture:
         raise Unreadable(file, "it has no picture size: its pictures are missing or damaged")
     timed = stream.start_time is not None
     fps = float((stream.average_rate if timed else stream.guessed_rate) or stream.guessed_rate or 0)
+    if fps > FAST and stream.guessed_rate:  # the mean of a few frames whose times vary, told in their clock's ticks
+        fps = min(fps, float(stream.guessed_rate))
     if not MIN_RATE <= fps <= MAX_RATE:
         raise Unreadable(file, f"its frame rate, {fps:g} a second, is none")
     orientation = orientation_of(container, stream, file)

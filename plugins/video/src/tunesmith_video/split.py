@@ -49,6 +49,8 @@ def split(source: Path, target: Path, strip: bool) -> Iterator[Outcome]:
     real, into = Path(os.path.realpath(home)), Path(os.path.realpath(target))
     if into == real or (source.is_dir() and into.is_relative_to(real)):
         raise InputError(f"OUT, {target}, is IN or lies in it; give a folder elsewhere, so that the sources stay as they are")
+    if target.exists() and not target.is_dir():
+        raise InputError(f"OUT, {target}, is a file; give a folder, which is made if it is not there")
     if not files:
         raise InputError(f"{source} has no video; these endings are looked for: {', '.join(sorted(VideoKind.suffixes))}")
     taken: dict[Path, str] = {}
@@ -106,6 +108,8 @@ def write_pictures(file: Path, target: Path) -> None:
         stream = video_stream(container, file)
         with av.open(os.fspath(target), mode="w") as out:
             copied = out.add_stream_from_template(stream)
+            if stream.average_rate:  # a container without it makes readers guess, from a few times
+                copied.codec_context.framerate = stream.average_rate
             for packet in container.demux(stream):
                 if packet.size:
                     packet.stream = copied
