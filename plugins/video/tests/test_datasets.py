@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
-from tunesmith import Sound
+from tunesmith import Sound, Unreadable
+from tunesmith.config.datasets import MaskTable
 from tunesmith.config.tables import RunTable
 from tunesmith.data.dataset import Dataset
 from tunesmith.data.file_index import Index
@@ -22,7 +24,7 @@ from .films import Facts, film, lag_of, numbers, recording, swept
 NEEDS_SOUND = Sound(48_000, 1, required=True)
 
 
-def look(folder: Path, *tables: VideoTable | AudioTable, sound: Sound | None = None) -> dict[int, Dataset]:
+def look(folder: Path, *tables: VideoTable | AudioTable | MaskTable, sound: Sound | None = None) -> dict[int, Dataset]:
     run = RunTable(steps=1, batch_size=1, cache_dir=folder / "cache")
     plugins: Any = {"video": Video("video", VideoSettings()), "audio": Audio("audio", AudioSettings())}
     for _ in range(2):  # the second time from the index
@@ -92,7 +94,28 @@ def test_sound_of_a_companion_wins_and_clips_without_are_named(tmp_path: Path) -
     assert dataset.files(one, "audio") == (tmp_path / "sound" / "a.wav",)
     told = losses(dataset)
     assert [examples for reason, examples in told.items() if "no sound of its name" in reason] == [["c.mp4"]]
-    assert any("with sound for 0.5625 s" in example for example in told["fewer than 17 frames at 16 fps"])
+    assert any("with sound or mask for 0.5625 s" in example for example in told["fewer than 17 frames at 16 fps"])
+
+
+def test_a_mask_that_ends_early_ends_its_clip(tmp_path: Path) -> None:
+    for name, frames in (("a", 80), ("b", 20), ("c", 4)):
+        film(tmp_path / "clips" / f"{name}.mp4", 80)
+        film(tmp_path / "masks" / f"{name}.mp4", frames)
+    masks = MaskTable(kind="mask", path=str(tmp_path / "masks"), of="clips", name="masks")
+    [dataset] = look(tmp_path, table(tmp_path / "clips", window="random"), masks).values()
+    assert [sample.name for sample in dataset.samples] == ["a.mp4", "b.mp4"]
+    assert dataset.samples[1].piece.room == 3 / 16
+    assert any("c.mp4" in example for example in losses(dataset)["fewer than 17 frames at 16 fps"])
+
+
+def test_a_companion_that_cannot_be_used_is_told_as_that(tmp_path: Path) -> None:
+    film(tmp_path / "clips" / "a.mp4", 40)
+    recording(tmp_path / "sound" / "a.wav", np.zeros(120_000, np.float32))
+    beside = AudioTable(path=str(tmp_path / "sound"), of="clips", name="sound")
+    [dataset] = look(tmp_path, table(tmp_path / "clips"), beside, sound=NEEDS_SOUND).values()
+    [one] = Order([dataset], 0, cached=True).all_sources()
+    with pytest.raises(Unreadable, match=r"a\.wav: its sound in dataset 'sound' cannot be used \(every sample of it is zero"):
+        dataset.load(one, "audio")
 
 
 def test_clips_keep_their_own_sound_where_they_may(tmp_path: Path) -> None:

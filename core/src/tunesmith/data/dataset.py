@@ -13,7 +13,7 @@ from torch import Tensor
 from ..batch import Caption, Crop, Source, Window
 from ..config.datasets import SampleTable
 from ..errors import InputError
-from ..kinds import Kind, Piece, Probe
+from ..kinds import Kind, Piece, Probe, Unreadable
 from .funnel import Funnel
 from .pairing import Companion
 from .pictures import MASK, full_mask
@@ -110,9 +110,16 @@ class Dataset:
 
     def load(self, source: Source, need: str) -> Tensor:
         """An input of one of this dataset's sources, on the CPU; Unreadable if a file cannot be decoded."""
-        if need in self.companions:
-            return self.companions[need].kind.companion(source, source.companion(need), self.kind)
-        return full_mask(source) if need == MASK else self.kind.load(source, need)
+        try:
+            if need in self.companions:
+                return self.companions[need].kind.companion(source, source.companion(need), self.kind)
+            return full_mask(source) if need == MASK else self.kind.load(source, need)
+        except Unreadable as error:
+            role = next((role for role, file in source.companions if file == error.path), None)
+            if role is None or role not in self.companions:
+                raise
+            told = f"its {role} in dataset {self.companions[role].name!r} cannot be used ({error.reason})"  # told under the sample's name
+            raise Unreadable(error.path, told) from error
 
     def recipe(self, need: str) -> str:
         """Names how an input is made of files, for the keys of the cache."""

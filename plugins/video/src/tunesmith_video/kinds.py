@@ -33,7 +33,7 @@ from .containers import AUDIO_FORMATS, VIDEO_FORMATS, audio_stream, extent_of, o
 from .sound import NoSound, Part, is_silent, read_sound, sound_of
 from .tables import AudioTable, VideoTable
 
-PIXELS, AUDIO, SOUND = "pixels", "audio", "sound"
+PIXELS, AUDIO, SOUND, MASK = "pixels", "audio", "sound", "mask"
 SAMPLE_RATE, CHANNELS = 16_000, 1
 """Of sound for families that say nothing of it."""
 PLACE = Target((0, 0), (0, 0), 1.0)
@@ -48,7 +48,7 @@ class VideoKind(PixelKind[VideoTable]):
         [".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".flv", ".wmv", ".3gp", ".ogv"]
     ) | frozenset({".h264", ".264", ".hevc", ".265"})
     other_suffixes = frozenset({".gif", ".apng", ".rm", ".rmvb", ".vob", ".mxf", ".swf", ".dv", ".y4m", ".m3u8"})
-    probing = "video-1"
+    probing = "video-2"
     modalities = frozenset({Modality.VIDEO})
 
     def __init__(self, table: VideoTable, family: Family) -> None:
@@ -73,7 +73,7 @@ class VideoKind(PixelKind[VideoTable]):
         """The window that the settings choose, or every one."""
         target = self.target(probe, name)
         self._check_limits(probe)
-        seconds = min(probe.seconds, self._heard_for(probe, name))
+        seconds = min(probe.seconds, self._heard_for(probe, name), self._masked_for(name))
         there = window_frames(seconds, probe.fps, self.fps)
         if self.table.max_frames is not None and there > self.table.max_frames:
             raise Unfit("timed", f"longer than max_frames = {self.table.max_frames}", f"({self._timing(probe, there, seconds)})")
@@ -106,7 +106,7 @@ class VideoKind(PixelKind[VideoTable]):
         """How pixels and sound are made of a clip."""
         if need == AUDIO:
             return f"sound-1 {self.sample_rate} {self.channels} {self.table.allow_silence}"
-        return "video-1" if need == PIXELS else super().recipe(need)
+        return "video-2" if need == PIXELS else super().recipe(need)
 
     def files(self, source: Source, need: str) -> tuple[Path, ...]:
         """The file of sound beside a clip."""
@@ -147,6 +147,11 @@ class VideoKind(PixelKind[VideoTable]):
         ends = probe.sound if file is None else file.seconds
         return ends + 1 / self.fps if ends else math.inf
 
+    def _masked_for(self, name: str) -> float:
+        """For how many seconds a clip can be used for its mask's sake, if that is a clip."""
+        mask = self.beside.get(MASK, {}).get(os.path.splitext(name)[0])
+        return math.inf if mask is None or mask.seconds <= 0 else mask.seconds
+
     def _check_limits(self, probe: Probe) -> None:
         if probe.seconds > self.table.max_seconds:
             raise Unfit("timed", f"longer than max_seconds = {self.table.max_seconds:g}", f"({probe.seconds:.0f} s)")
@@ -170,7 +175,7 @@ class VideoKind(PixelKind[VideoTable]):
         return tuple(pieces)
 
     def _timing(self, probe: Probe, there: int, seconds: float) -> str:
-        early = f", with sound for {seconds:.4g} s" if seconds < probe.seconds else ""
+        early = f", with sound or mask for {seconds:.4g} s" if seconds < probe.seconds else ""
         return f"{probe.fps:.4g} fps, {probe.seconds:.4g} s{early}: {there} frames at {self.fps:g} fps"
 
 
