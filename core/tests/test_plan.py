@@ -175,8 +175,10 @@ def test_remedies_have_numbers_that_help(tmp_path, remedy):
 
 
 def test_samples_without_a_mask_are_kept_by_the_remedy_that_is_told(tmp_path):
-    pictures(tmp_path / "data", 6)
+    pictures(tmp_path / "data", 7)
     pictures(tmp_path / "masks", 2)
+    last = max(file for file in (tmp_path / "data").iterdir() if file.suffix != ".txt")
+    (tmp_path / "masks" / last.name).write_bytes(b"")  # which no remedy helps
     masks = '[[datasets]]\nkind = "mask"\npath = "masks"\nof = "data"'
     [facts] = plan_of(f"{dataset('data')}\n{masks}").datasets
     assert facts.funnel["counts"]["paired"] == 2

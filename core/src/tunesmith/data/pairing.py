@@ -47,6 +47,11 @@ class Companion:
         table: DatasetTable = self.kind.table
         return table.may_be_missing
 
+    @property
+    def absence(self) -> str:
+        """Why a sample is left out that must have a file here and has none."""
+        return f"no {self.role} of its name in dataset {self.name!r}"
+
     def of(self, name: str) -> str | None:
         """The file that goes with a sample of this name, None if it is to be without; Unpaired if it cannot be trained on so."""
         stem = stem_of(name)
@@ -56,7 +61,7 @@ class Companion:
         if stem in self.damaged:
             raise Unpaired(f"its {self.role} in dataset {self.name!r} cannot be used")
         if not self.may_be_missing:
-            raise Unpaired(f"no {self.role} of its name in dataset {self.name!r}")
+            raise Unpaired(self.absence)
         return None
 
 

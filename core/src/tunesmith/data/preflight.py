@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from ..family import Family
 from .dataset import Bucket, Dataset, Sample
@@ -235,12 +235,14 @@ def _remedies(dataset: Dataset) -> Iterator[str]:
             f"files without a caption: {lost['captioned']}; write one into a .txt file of the same name beside each, or take the "
             'file names with `captions = "filename"`'
         )
-    masks = dataset.companions.get(MASK)
-    if lost.get("paired") and masks is not None:
-        yield (
-            f'files without what belongs to them: {lost["paired"]}; `missing = "full"` in the table of {masks.name!r} lets those without '
-            "a mask count in full"
-        )
+    for companion in dataset.companions.values():
+        gone = sum(loss.count for loss in dataset.funnel.losses if loss.reason == companion.absence)
+        setting = type(companion.kind.table).model_fields.get("missing")
+        allowed = [value for value in get_args(setting.annotation) if value != "skip"] if setting is not None else []
+        if gone and allowed:
+            effect = "lets those without a mask count in full" if companion.role == MASK else "lets those without take part"
+            told = f'`missing = "{allowed[0]}"` in the table of {companion.name!r} {effect}'
+            yield f"files without {companion.role} of their name: {gone}; {told}"
     if not dataset.funnel.total:
         endings = ", ".join(sorted(dataset.kind.suffixes))
         yield f"nothing was found: put files that end in {endings} into {_origin(dataset)}, or correct its path"
