@@ -94,7 +94,17 @@ def test_sound_of_a_companion_wins_and_clips_without_are_named(tmp_path: Path) -
     assert dataset.files(one, "audio") == (tmp_path / "sound" / "a.wav",)
     told = losses(dataset)
     assert [examples for reason, examples in told.items() if "no sound of its name" in reason] == [["c.mp4"]]
-    assert any("with sound or mask for 0.5625 s" in example for example in told["fewer than 17 frames at 16 fps"])
+    assert any("with sound for 0.5625 s" in example for example in told["fewer than 17 frames at 16 fps"])
+
+
+def test_what_a_family_does_not_use_or_encode_is_told(tmp_path: Path) -> None:
+    film(tmp_path / "clips" / "a.mp4", 40)
+    told = {"buckets": "resolution_frames", "frame_interval": 16, "allow_silence": True}
+    [dataset] = look(tmp_path, table(tmp_path / "clips", **told)).values()
+    assert dataset.funnel.notes == [
+        "facts is trained without sound: that of these clips is used only by plugins that ask for it",
+        "frame_interval = 16 makes 13 frames of num_frames = 17",
+    ]
 
 
 def test_a_mask_that_ends_early_ends_its_clip(tmp_path: Path) -> None:
@@ -105,7 +115,7 @@ def test_a_mask_that_ends_early_ends_its_clip(tmp_path: Path) -> None:
     [dataset] = look(tmp_path, table(tmp_path / "clips", window="random"), masks).values()
     assert [sample.name for sample in dataset.samples] == ["a.mp4", "b.mp4"]
     assert dataset.samples[1].piece.room == 3 / 16
-    assert any("c.mp4" in example for example in losses(dataset)["fewer than 17 frames at 16 fps"])
+    assert any("with mask for 0.25 s" in example for example in losses(dataset)["fewer than 17 frames at 16 fps"])
 
 
 def test_a_companion_that_cannot_be_used_is_told_as_that(tmp_path: Path) -> None:

@@ -73,16 +73,17 @@ class VideoKind(PixelKind[VideoTable]):
         """The window that the settings choose, or every one."""
         target = self.target(probe, name)
         self._check_limits(probe)
-        seconds = min(probe.seconds, self._heard_for(probe, name), self._masked_for(name))
+        heard, masked = self._heard_for(probe, name), self._masked_for(name)
+        seconds, ends = min(probe.seconds, heard, masked), MASK if masked < heard else SOUND
         there = window_frames(seconds, probe.fps, self.fps)
         if self.table.max_frames is not None and there > self.table.max_frames:
-            raise Unfit("timed", f"longer than max_frames = {self.table.max_frames}", f"({self._timing(probe, there, seconds)})")
+            raise Unfit("timed", f"longer than max_frames = {self.table.max_frames}", f"({self._timing(probe, there, seconds, ends)})")
         frames = self._frames(there)
         if there < self.min_frames or frames < 1:
             kept = self.family.round_frames(there)
             remedy = f"; min_frames = {kept} would keep it" if kept > 0 else ""
             reason = f"fewer than {self.min_frames} frames at {self.fps:g} fps"
-            raise Unfit("timed", reason, f"({self._timing(probe, there, seconds)}{remedy})")
+            raise Unfit("timed", reason, f"({self._timing(probe, there, seconds, ends)}{remedy})")
         if self.table.window == "every":
             return self._every(target, there, frames)
         room = (there - frames) / self.fps
@@ -128,6 +129,12 @@ class VideoKind(PixelKind[VideoTable]):
         asked = self.table.num_frames
         if asked is not None and asked != self.num_frames:
             told.append(f"num_frames = {asked} becomes {self.num_frames}, the next lower number that {self.family.name} encodes")
+        asks = self.table.auto_split or self.table.allow_silence or SOUND in self.beside
+        if asks and self.family.sound is None:
+            told.append(f"{self.family.name} is trained without sound: that of these clips is used only by plugins that ask for it")
+        longest = max(1, self._frames(self.num_frames))
+        if longest != self.num_frames:
+            told.append(f"frame_interval = {self.table.frame_interval} makes {longest} frames of num_frames = {self.num_frames}")
         slow = [name for name, probe in probes.items() if probe.fps < self.fps * 0.99]
         if slow:
             found = f"{slow[0]}: {probes[slow[0]].fps:.4g} fps"
@@ -174,8 +181,8 @@ class VideoKind(PixelKind[VideoTable]):
             pieces.append(Piece(target, shorter, self.fps, (there - rest) / self.fps))
         return tuple(pieces)
 
-    def _timing(self, probe: Probe, there: int, seconds: float) -> str:
-        early = f", with sound or mask for {seconds:.4g} s" if seconds < probe.seconds else ""
+    def _timing(self, probe: Probe, there: int, seconds: float, ends: str) -> str:
+        early = f", with {ends} for {seconds:.4g} s" if seconds < probe.seconds else ""
         return f"{probe.fps:.4g} fps, {probe.seconds:.4g} s{early}: {there} frames at {self.fps:g} fps"
 
 
