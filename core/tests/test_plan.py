@@ -187,6 +187,12 @@ def test_samples_without_a_mask_are_kept_by_the_remedy_that_is_told(tmp_path):
     assert "4; `missing = \"full\"` in the table of 'masks'" in remedy
     [facts] = plan_of(f'{dataset("data")}\n{masks}\nmissing = "full"').datasets
     assert (facts.funnel["counts"]["paired"], facts.remedies) == (6, ())
+    damaged = next((tmp_path / "masks").iterdir())
+    damaged.write_bytes(b"no picture")
+    [facts] = plan_of(f'{dataset("data")}\n{masks}\nmissing = "full"').datasets
+    assert (facts.funnel["counts"]["paired"], facts.remedies) == (5, ())  # that setting does not help here
+    [facts] = plan_of(f"{dataset('data')}\n{masks}").datasets
+    assert "4; `missing" in facts.remedies[-1]
 
 
 def test_clips_are_told_with_their_own_rate_and_the_trained_one(tmp_path):
@@ -223,6 +229,17 @@ def test_captions_longer_than_the_encoder_reads_are_counted(tmp_path, monkeypatc
     plan = plan_of(dataset("clips", 'kind = "clips"'), run="batch_size = 1", model="clips = true")
     assert plan.datasets[0].captions.counted == 2
     assert "2 of them, evenly spread, were counted" in printed(plan)
+
+
+def test_captions_that_the_filter_empties_are_not_asked_for_again(tmp_path):
+    pictures(tmp_path / "data", 2)
+    for file in (tmp_path / "data").iterdir():
+        file.with_suffix(".txt").write_text("watermark")
+    table = '[[datasets]]\npath = "data"\ncaption_filter = ["watermark"]'
+    plan = plan_of(table)
+    assert plan.datasets[0].funnel["counts"]["captioned"] == 0
+    assert plan.datasets[0].remedies == ()
+    assert "  different captions: 0\n" in printed(plan)
 
 
 def test_captions_that_cannot_be_counted_are_said_to_be_so(tmp_path):

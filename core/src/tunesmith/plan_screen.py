@@ -206,6 +206,8 @@ def _retimed(one: Retiming) -> tuple[str, ...]:
 
 def _captions(captions: CaptionFacts) -> str:
     told = f"different captions: {captions.distinct}"
+    if not captions.distinct:
+        return told
     if captions.limit is None:
         return f"{told}; how much of one the encoder reads is not known"
     if not captions.counted:

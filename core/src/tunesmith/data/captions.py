@@ -19,6 +19,9 @@ COLUMNS = ("caption", "text")
 BESIDE: Mapping[str, Literal[".txt", ".json"]] = {"textfile": ".txt", "json": ".json"}
 """The endings of the files that captions are in, by `captions`."""
 
+FILTERED = "caption_filter leaves nothing of its caption"
+"""Why a file has no caption that had one."""
+
 
 class NoCaption(Exception):
     """Why a file has no caption; the sample is left out and counted."""
@@ -104,7 +107,7 @@ class Captions:
         if self.filters:
             kept = tuple(filter(None, map(self._filtered, given)))
             if not kept:
-                raise NoCaption("caption_filter leaves nothing of its caption")
+                raise NoCaption(FILTERED)
             if len(kept) < len(given):
                 self.emptied.append(name)
         if self.table.caption_shuffle is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from ..family import Family
+from .captions import FILTERED
 from .dataset import Bucket, Dataset, Sample
 from .funnel import SAMPLES, STATIONS
 from .pictures import MASK
@@ -227,16 +228,15 @@ def _remedies(dataset: Dataset) -> Iterator[str]:
         some = -(-dataset.batch_size // max(small))
         if some < repeats:
             yield f"`repeats = {some}` keeps the larger of these buckets, up to {max(small)} samples each"
-    lost: dict[str, int] = {}
-    for loss in dataset.funnel.losses:
-        lost[loss.station] = lost.get(loss.station, 0) + loss.count
-    if lost.get("captioned") and dataset.table.captions == "textfile":
+    losses = dataset.funnel.losses
+    bare = sum(loss.count for loss in losses if loss.station == "captioned" and loss.reason != FILTERED)
+    if bare and dataset.table.captions == "textfile":
         yield (
-            f"files without a caption: {lost['captioned']}; write one into a .txt file of the same name beside each, or take the "
+            f"files without a caption: {bare}; write one into a .txt file of the same name beside each, or take the "
             'file names with `captions = "filename"`'
         )
     for companion in dataset.companions.values():
-        gone = sum(loss.count for loss in dataset.funnel.losses if loss.reason == companion.absence)
+        gone = sum(loss.count for loss in losses if loss.reason == companion.absence)
         setting = type(companion.kind.table).model_fields.get("missing")
         allowed = [value for value in get_args(setting.annotation) if value != "skip"] if setting is not None else []
         if gone and allowed:
