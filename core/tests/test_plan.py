@@ -195,6 +195,17 @@ def test_samples_without_a_mask_are_kept_by_the_remedy_that_is_told(tmp_path):
     assert "4; `missing" in facts.remedies[-1]
 
 
+def test_masks_that_no_plugin_can_weigh_by_are_told(tmp_path, installation):
+    wrapper = "@hookimpl(wrapper=True)\n    def compute_loss(self, run, step):\n        return (yield)"
+    installation.plain("weigher", "SAMPLE", wrapper)
+    pictures(tmp_path / "data", 4)
+    pictures(tmp_path / "masks", 4)
+    masked = f'{dataset("data")}\n[[datasets]]\nkind = "mask"\npath = "masks"\nof = "data"'
+    assert any("the masks of 'masks' change nothing" in note for note in plan_of(masked).notes)
+    for plan in (plan_of(masked, rest="[plugins.weigher]"), plan_of(dataset("data"))):
+        assert not any("change nothing" in note for note in plan.notes)
+
+
 def test_clips_are_told_with_their_own_rate_and_the_trained_one(tmp_path):
     for number, seconds in enumerate((1, 2, 4)):
         clip(tmp_path / f"clips/fast-{number}.clip", seconds, fps=60)

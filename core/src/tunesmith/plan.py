@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from .config import Config, Problem
-from .config.datasets import SampleTable
+from .config.datasets import MaskTable, SampleTable
 from .contract import CORE
 from .data.dataset import Dataset
 from .data.duplicates import Duplicates, duplicates
@@ -28,6 +28,7 @@ from .engine import choose_device, require_one_process, require_precision
 from .errors import InputError
 from .family import Family
 from .forecast import Memory, memory
+from .hooks import HookCaller
 from .noise import SigmaSampler
 from .plugin import Stage
 from .session import FILE_HASHES, assemble, survey_data, total_steps
@@ -99,7 +100,7 @@ def make_plan(config: Config, sheet: Path | None = None) -> Plan:
     parts = shares(trained, accumulation, steps)
     look = partial(examine, family=family, batches_a_step=batches_a_step, values=_values(config, family))
     facts = [look(dataset, share=parts.get(dataset.name, 0.0)) for dataset in datasets]
-    notes = [*filter(None, map(heavy_loss, datasets)), *_notes(config, steps, processes, adapts)]
+    notes = [*filter(None, map(heavy_loss, datasets)), *_notes(config, steps, processes, adapts), *_unread_masks(config, cast.hooks)]
     drawn = None
     if sheet is not None:
         drawn, told = draw_sheet(order, sheet) if trained else (None, ["no contact sheet is drawn: there is no whole batch of anything"])
@@ -193,6 +194,18 @@ def _notes(config: Config, steps: int, processes: int, adapts: bool) -> Iterator
         require_one_process(processes)
     except InputError as error:
         yield f"on this machine the run would be refused: {error}"
+
+
+def _unread_masks(config: Config, hooks: HookCaller) -> Iterator[str]:
+    """Masks that nothing can weigh the loss by: the core brings them to the loss and no further."""
+    if any(name != CORE for name, _ in hooks.nesting("compute_loss")):
+        return
+    for table in config.datasets:
+        if isinstance(table, MaskTable):
+            yield (
+                f"the masks of {table.name!r} change nothing in this run but which samples are left out: no plugin of it takes part "
+                "in `compute_loss`, and only one that does can weigh the loss by them"
+            )
 
 
 def _regularisation(name: str, adapts: bool) -> str:
