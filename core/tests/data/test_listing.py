@@ -144,6 +144,14 @@ class Shelves(SourcePlugin[Settings]):
         return Listing(entries[: settings.count], (folder,))
 
 
+def test_a_column_of_files_is_refused_where_no_list_has_one(tmp_path):
+    picture(tmp_path / "1.png")
+    with pytest.raises(InputError, match=r"`file_column` is for file lists .* is a folder; leave it out"):
+        listed(ImageTable(path=str(tmp_path), file_column="picture"), tmp_path)
+    with pytest.raises(ValueError, match=r"stand in it: source = \{ ..., file_column = 'picture' \}"):
+        ImageTable(source={"plugin": "rows"}, file_column="picture")
+
+
 def test_a_plugin_s_files_are_sorted_checked_and_counted(tmp_path):
     outside = picture(tmp_path / "secret.png")
     for name in ("a.png", "b.png"):

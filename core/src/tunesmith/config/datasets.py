@@ -57,6 +57,10 @@ class DatasetTable(Settings):
             raise ValueError("give either `path` or `source`, to say where the files are")
         if self.source is not None and not isinstance(self.source.get("plugin"), str):
             raise ValueError('`source` should say which plugin lists the files: source = { plugin = "NAME", ... }')
+        if self.source is not None and self.file_column is not None:
+            raise ValueError(
+                f"`file_column` is for file lists; settings of `source` stand in it: source = {{ ..., file_column = {self.file_column!r} }}"
+            )
         return self
 
     def named(self) -> Self:

@@ -36,6 +36,10 @@ def list_files(table: DatasetTable, kind: Kind[Any], folder: Path, funnel: Funne
         return list_url(name, table, kind, folder, funnel)
     path = Path(strip_protocol(name) if is_url(name) else name)
     if path.is_dir():
+        if table.file_column is not None:
+            raise InputError(
+                f"`file_column` is for file lists ({', '.join(LISTS)}), and the dataset's `path` {name!r} is a folder; leave it out"
+            )
         return list_folder(path, kind, funnel)
     if path.suffix.lower() in LISTS and path.is_file():
         return list_rows(path, table, kind, funnel)
