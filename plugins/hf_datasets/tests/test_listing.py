@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import datasets
 import huggingface_hub.constants
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -75,6 +77,17 @@ def test_pictures_inside_of_parquet_are_written_as_they_are_with_their_captions(
     assert [Path(entry.where).read_bytes() for entry in listing.entries] == contents
     assert all(Path(entry.where).is_relative_to(tmp_path / "kept") for entry in listing.entries)
     assert lost == {}
+
+
+def test_files_of_a_parquet_file_that_another_program_wrote_are_found(tmp_path):
+    (tmp_path / "data").mkdir()
+    rows = pa.table({"image": inside(("a.png", picture()), (None, picture("JPEG"))), "text": ["a", "b"]})
+    pq.write_table(rows, tmp_path / "data/train.parquet")
+    for asked in ({}, {"file_column": "image"}):
+        listing, lost = listed(tmp_path / "data", tmp_path / "kept", kind_of(captions="column"), **asked)
+        assert [entry.name for entry in listing.entries] == ["00000000.png", "00000001.jpg"]
+        assert lost == {}
+        assert Path(listing.entries[0].where).read_bytes() == picture()
 
 
 def test_files_are_written_once_and_interrupted_writing_goes_on(tmp_path, monkeypatch):

@@ -38,10 +38,11 @@ def file_column(table: Any, settings: HubDataset, kind: Kind[Any]) -> str:
     if asked is not None:
         if asked not in types:
             raise InputError(f"dataset {settings.dataset!r} has no column {asked!r}, but {there}")
-        if types[asked] not in _ENDINGS and _type(table, asked) not in _BYTES:
+        if types[asked] not in _ENDINGS and _type(table, asked) not in _BYTES and not _is_plain(table, asked):
             raise InputError(f"column {asked!r} of dataset {settings.dataset!r} holds no files; its columns are {there}")
         return asked
     found = [name for name, kind_of in types.items() if _ENDINGS.get(kind_of) in kind.suffixes]
+    found = found or [name for name in types if _is_plain(table, name)]
     if len(found) != 1:
         which = f"several columns with files: {', '.join(map(repr, found))}" if found else f"no column with files of this kind, but {there}"
         raise InputError(f"dataset {settings.dataset!r} has {which}; name the right one in `file_column`")
@@ -65,6 +66,12 @@ def _split(loaded: Any, settings: HubDataset) -> Any:
     if name not in loaded:
         raise InputError(f"dataset {settings.dataset!r} has no split {name!r}, but {', '.join(map(repr, loaded))}")
     return loaded[name]
+
+
+def _is_plain(table: Any, name: str) -> bool:
+    """Whether a column holds files as the library stores them, in a table that lacks its note of which columns do."""
+    feature = table.features[name]
+    return isinstance(feature, dict) and set(feature) == {"bytes", "path"} and getattr(feature["bytes"], "dtype", None) in _BYTES
 
 
 def _type(table: Any, name: str) -> str:
