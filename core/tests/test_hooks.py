@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tunesmith import Batch, Event, Loss, Plugin, Report, Settings, Stage, Step, hookimpl
+from tunesmith import Batch, Event, Kind, KindPlugin, Loss, Plugin, Report, Settings, SourcePlugin, Stage, Step, hookimpl
 from tunesmith.contract import complaints, provider_complaints
 from tunesmith.hooks import HookCaller
 
@@ -202,6 +202,36 @@ def test_every_breach_of_the_contract_is_one_sentence():
     assert len(found) == 7
     assert complaints(Wraps) == []
     assert "not a subclass" in complaints("tunesmith")[0]
+
+
+def test_a_plugin_that_brings_data_says_which_kind_and_lists_files():
+    class HalfKind(Kind):
+        """Reads nothing."""
+
+        suffixes = frozenset({".x"})
+
+    class Kindless(KindPlugin[Nothing]):
+        """Brings no kind."""
+
+        stage = Stage.LOAD
+
+    class Half(KindPlugin[Nothing]):
+        """Brings half a kind."""
+
+        stage = Stage.LOAD
+        kind = HalfKind
+
+    class Listless(SourcePlugin[Nothing]):
+        """Lists nothing."""
+
+        stage = Stage.LOAD
+
+    assert complaints(Kindless) == ["Kindless brings no kind: write kind = MyKind, a subclass of tunesmith.Kind"]
+    assert complaints(Half) == ["Half's kind HalfKind lacks table_type, probing, modalities, part, pieces, probe"]
+    assert [sentence.split(":")[0] for sentence in complaints(Listless)] == [
+        "Listless does not name the settings of `source`",
+        "Listless lists no files",
+    ]
 
 
 def test_the_first_three_hooks_have_exactly_one_provider():

@@ -56,6 +56,32 @@ def complaints(plugin: Any) -> list[str]:
     for hook in _SPECS:
         if callable(getattr(plugin, hook, None)) and hook not in hooks:
             found.append(f"{name}.{hook} is named like a hook but is not marked: write @hookimpl above it")
+    return found + _data_complaints(plugin)
+
+
+def _data_complaints(plugin: type[Plugin[Any]]) -> list[str]:
+    """What a plugin that brings a kind or a source of datasets lacks: without it the datasets would have no files."""
+    from .config.datasets import DatasetTable
+    from .kinds import Kind, KindPlugin  # which bring torch
+    from .sources import SourcePlugin
+
+    name, found = plugin.__name__, []
+    if issubclass(plugin, KindPlugin):
+        kind = getattr(plugin, "kind", None)
+        if not (isinstance(kind, type) and issubclass(kind, Kind)):
+            return [f"{name} brings no kind: write kind = MyKind, a subclass of tunesmith.Kind"]
+        lacking = [attribute for attribute in ("table_type", "suffixes", "probing", "modalities") if not hasattr(kind, attribute)]
+        lacking += sorted(kind.__abstractmethods__)
+        if lacking:
+            found.append(f"{name}'s kind {kind.__name__} lacks {', '.join(lacking)}")
+        elif not (isinstance(kind.table_type, type) and issubclass(kind.table_type, DatasetTable)):
+            found.append(f"{kind.__name__}.table_type is no subclass of tunesmith.DatasetTable")
+    if issubclass(plugin, SourcePlugin):
+        settings = getattr(plugin, "source_type", None)
+        if not (isinstance(settings, type) and issubclass(settings, Settings)):
+            found.append(f"{name} does not name the settings of `source`: write source_type = MySource, a subclass of tunesmith.Settings")
+        if plugin.listing is SourcePlugin.listing:
+            found.append(f"{name} lists no files: it has no method `listing`")
     return found
 
 
