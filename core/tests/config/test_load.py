@@ -285,9 +285,9 @@ def test_no_nonsense_crashes_the_reader(toy, write, pairs):
 
 def test_later_stages_can_point_at_lines(toy, write):
     config = load_config(write(GOOD + "\n[plugins.toyloss]\npattern = 'x'\n"), ["plugins.toyloss.weight=2"])
-    assert config.line_of("plugins", "toyloss", "pattern") == 11
-    assert config.line_of("datasets", 0, "crop") == 7  # not given: its table
-    assert config.line_of("checkpoints", "every") is None
+    assert config.source.place(("plugins", "toyloss", "pattern"))[1] == 11
+    assert config.source.place(("datasets", 0, "crop"))[1] == 7  # not given: its table
+    assert config.source.place(("checkpoints", "every"))[1] is None
     assert str(config.problem(("datasets", 0, "path"), "no such folder")) == f"{config.path}:8: [[datasets]] no such folder"
     assert str(config.problem(("plugins", "toyloss", "weight"), "too much")) == "--set plugins.toyloss.weight=2: [plugins.toyloss] too much"
 

@@ -93,10 +93,6 @@ class Config:
             "plugins": {name: settings.model_dump(mode="json") for name, settings in self.plugins.items()},
         }
 
-    def line_of(self, *key: str | int) -> int | None:
-        """The line of a key or, if it is not in the file, of the innermost table around it; None for neither."""
-        return self.source.place(key)[1]
-
     def problem(self, key: Key, message: str) -> Problem:
         """A problem that a later stage has with the setting or table at `key`, to be raised in a `ConfigErrors`."""
         return self.source.problem(key, message)
