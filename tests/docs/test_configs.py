@@ -17,14 +17,16 @@ REST = {
     "datasets": '[[datasets]]\npath = "photos"\n',
 }
 """What every config must have: put beside an example that shows other tables."""
-IMAGINED = {"docs/plugin-authors.md": {"edges"}}
-"""Plugins that a page invents, which has a test of its own."""
+IMAGINED = {"docs/plugin-authors.md": {"edges", "array"}}
+"""Plugins and kinds of datasets that a page invents, which has a test of its own."""
 examples = [block for block in all_blocks("toml") if block.title is None]
 config_files = [path for path in files(".toml") if "examples" in path.parts]
 
 
 def imagined(block: Block) -> bool:
-    return bool(IMAGINED.get(block.place.split(":")[0], set()) & set(tomllib.loads(block.text).get("plugins", {})))
+    told = tomllib.loads(block.text)
+    named = {*told.get("plugins", {}), *(table.get("kind") for table in told.get("datasets", ()))}
+    return bool(IMAGINED.get(block.place.split(":")[0], set()) & named)
 
 
 def completed(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -10,12 +11,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
 from tests.docs.blocks import Block, blocks
 from tests.house import ROOT
+from tests.toyvideo import ToyVideoFamily
+from tunesmith import Caption, Source
+from tunesmith.cli.app import app
 from tunesmith.contract import complaints, implementations
+from tunesmith_sana import SanaFamily
 
 PAGE = ROOT / "docs/plugin-authors.md"
 CODE_LINES = 30
@@ -35,8 +42,40 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(tmp_path / "src")
     monkeypatch.syspath_prepend(tmp_path / "tests")
     yield tmp_path
-    for name in ("tunesmith_edges", "test_edges"):
+    for name in ("tunesmith_edges", "test_edges", "tunesmith_arrays"):
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def arrays(package: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with pictures as arrays, where the page's data plugins are installed."""
+    project: dict[str, Any] = tomllib.loads((package / "arrays/pyproject.toml").read_text())["project"]
+    info = package / "arrays/src/tunesmith_arrays-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tunesmith-arrays\nVersion: 0.1.0\n")
+    groups = ([f"[{group}]", *(f"{name} = {value}" for name, value in points.items())] for group, points in project["entry-points"].items())
+    (info / "entry_points.txt").write_text("\n".join(line for group in groups for line in group))
+    monkeypatch.syspath_prepend(package / "arrays/src")
+    folder = package / "data"
+    (folder / "arrays").mkdir(parents=True)
+    for number in range(3):
+        np.save(folder / f"arrays/{number}.npy", np.full((512, 512, 3), 100 * number, dtype=np.uint8))
+        (folder / f"arrays/{number}.txt").write_text(f"grey {number}")
+    np.save(folder / "arrays/odd.npy", np.zeros((3, 4)))
+    rows = [{"file": "arrays/0.npy", "caption": "black"}, {"file": "notes.txt"}, {"file": "../elsewhere.npy", "caption": "no"}]
+    (folder / "album.json").write_text(json.dumps(rows))
+    return folder
+
+
+def planned(folder: Path, config: str) -> dict[str, Any]:
+    """What becomes of the dataset that a part of a config describes, as `tune plan --json` tells it."""
+    file = folder / "config.toml"
+    file.write_text(f'[run]\nsteps = 1\n[model]\nfamily = "sana"\npath = "twin"\n{config}')
+    SanaFamily.tiny(folder / "twin")
+    done = CliRunner().invoke(app, ["plan", str(file), "--json"])
+    assert done.exit_code == 0, done.output
+    [dataset] = json.loads(done.stdout)["datasets"]
+    return dict(dataset["funnel"])
 
 
 def plugin_module(package: Path) -> ModuleType:
@@ -82,3 +121,32 @@ def test_the_test_of_the_page_can_fail(package: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(module.Edges, "compute_loss", lambda self, run, step: None)
     with pytest.raises(Exception, match=r"edges|Loss"):
         module.test_a_ramp_of_slope_one_costs_its_weight()
+
+
+def lost(dataset: dict[str, Any]) -> list[list[str]]:
+    """Examples of what was lost, by reason."""
+    return [one["examples"] for one in dataset["losses"]]
+
+
+def test_the_kind_and_the_source_of_the_page_are_planned_with(arrays: Path) -> None:
+    kind, source = [block.text for block in blocks(PAGE) if block.language == "toml" and "[[datasets]]" in block.text]
+    by_kind, by_source = planned(arrays, kind), planned(arrays, source)
+    assert (by_kind["counts"]["found"], by_kind["counts"]["bucketed"], lost(by_kind)) == (4, 3, [["odd.npy"]])
+    assert (by_source["counts"]["found"], by_source["counts"]["bucketed"]) == (3, 1)
+    assert sorted(lost(by_source)) == [["../elsewhere.npy"], ["row 1: notes.txt"]]
+
+
+def test_the_kind_of_the_page_decodes_what_the_crop_says(arrays: Path) -> None:
+    module = importlib.import_module("tunesmith_arrays")
+    family = ToyVideoFamily(ToyVideoFamily.tiny(arrays / "toy"))
+    kind = module.ArrayKind(module.ArrayTable(kind="array", path=str(arrays / "arrays"), resolution=512), family)
+    [piece] = kind.pieces(kind.probe(arrays / "arrays/1.npy"), "1.npy")
+    crop, window = kind.part(piece, None)
+    pixels = kind.load(Source("arrays", arrays / "arrays/1.npy", Caption("grey"), crop, window), "pixels")
+    assert pixels.shape == (3, *reversed(crop.size))
+    assert pixels.unique().tolist() == pytest.approx([100 / 127.5 - 1])
+
+
+def test_the_command_of_the_page_is_one_of_tune(arrays: Path) -> None:
+    done = CliRunner().invoke(app, ["arrays", "size", str(arrays / "arrays/0.npy")])
+    assert (done.exit_code, done.stdout) == (0, "512x512\n")
