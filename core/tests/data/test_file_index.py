@@ -215,3 +215,16 @@ def test_a_damaged_index_is_told_with_the_remedy(tmp_path):
     (tmp_path / "index.sqlite").write_bytes(b"no database at all" * 100)
     with pytest.raises(InputError, match=r"is damaged.*remove it, and it is made anew"):
         Index(tmp_path / "index.sqlite")
+
+
+def test_a_mistake_of_a_kind_names_the_file_that_it_met(tmp_path):
+    class Broken(Counting):
+        probing = "broken-1"
+
+        @classmethod
+        def probe(cls, file):
+            raise ValueError("a mistake")
+
+    with pytest.raises(ValueError, match="a mistake") as caught:
+        probed(None, [picture(tmp_path / "a.png", (32, 16))], Broken)
+    assert caught.value.__notes__ == [f"in the probe 'broken-1' of {tmp_path / 'a.png'}"]

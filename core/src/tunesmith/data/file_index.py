@@ -154,6 +154,9 @@ class _Probes(_Reading[Probe | Unreadable]):
         except Unreadable as error:
             cause = error.__cause__
             return error, not (isinstance(cause, OSError) and cause.strerror)  # the system's, not the decoder's, may pass
+        except Exception as error:  # a kind's own mistake, which its file helps to find
+            error.add_note(f"in the probe {self.name!r} of {file}")
+            raise
 
     def row(self, result: Probe | Unreadable) -> _Row:
         return (None, _storable(result.reason)) if isinstance(result, Unreadable) else (json.dumps(astuple(result)), None)
