@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..paths import is_url
 from ..sources import Entry, Listing
 from ..words import shown
+from .captions import COLUMNS
 from .folder import NO_COLUMNS, NOT_TEXT, OUTSIDE, AnyKind, endings, homes_of, is_text, other_ending, refusal, within
 from .funnel import Funnel
 
@@ -24,8 +25,6 @@ LISTS = (".txt", ".csv", ".jsonl", ".parquet")
 """Endings of file lists, in lower case."""
 FILE_COLUMNS = ("file", "file_name", "path", "image", "video")
 """Columns that name the files where the table names none; the first that is there does."""
-CAPTION_COLUMNS = ("caption", "text")
-"""Columns of captions where the table names none."""
 MOST_LINE = 2**20
 """A longer line is none of a file list."""
 _PATH_TYPES = ("string", "large_string", "dictionary<values=string", "dictionary<values=large_string", "null")
@@ -219,7 +218,7 @@ def _caption_columns(table: DatasetTable) -> tuple[str, ...]:
     """The columns that captions may be in; none if they are not in columns."""
     if not isinstance(table, SampleTable) or table.captions != "column":
         return ()
-    return CAPTION_COLUMNS if table.caption_column is None else (table.caption_column,)
+    return COLUMNS if table.caption_column is None else (table.caption_column,)
 
 
 def _known_captions(file: Path, table: DatasetTable, columns: Sequence[str]) -> list[str]:
