@@ -24,9 +24,9 @@ from tunesmith import Caption, Crop, Source
 from tunesmith.config.datasets import ImageTable
 from tunesmith.config.tables import RunTable
 from tunesmith.data import loader
-from tunesmith.data.file_index import Index
 from tunesmith.data.order import Order
 from tunesmith.data.scan import Surroundings, look_for_samples
+from tunesmith.listing.index import Index
 from tunesmith.trainer import Trainer
 
 T = TypeVar("T")

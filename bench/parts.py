@@ -17,7 +17,7 @@ from workload import bare_loop
 from tunesmith import session
 from tunesmith.config import load_config
 from tunesmith.data.ahead import Ahead
-from tunesmith.data.fill import fill
+from tunesmith.encoding.fill import fill
 from tunesmith.progress import Progress
 from tunesmith.trainer import Trainer
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tunesmith import Batch, Event, Kind, KindPlugin, Loss, Plugin, Report, Settings, SourcePlugin, Stage, Step, hookimpl
+from tunesmith.config.datasets import ImageTable
 from tunesmith.contract import complaints, provider_complaints
 from tunesmith.hooks import HookCaller
 
@@ -205,7 +206,7 @@ def test_every_breach_of_the_contract_is_one_sentence():
 
 
 def test_a_plugin_that_brings_data_says_which_kind_and_lists_files():
-    class HalfKind(Kind):
+    class HalfKind(Kind[ImageTable]):
         """Reads nothing."""
 
         suffixes = frozenset({".x"})

@@ -147,7 +147,7 @@ def the_cache_is_damaged(place: Place) -> str:
     return place.tune()
 
 
-def pictures_cannot_be_read(place: Place) -> str:
+def pictures_or_clips_cannot_be_read(place: Place) -> str:
     (place.folder / "photos/0.png").write_text("<html>not found</html>")
     return place.tune("run.name=unreadable")
 
@@ -178,7 +178,7 @@ FAILURES: list[Provocation] = [
     the_data_was_changed,
     the_loss_is_not_finite,
     the_cache_is_damaged,
-    pictures_cannot_be_read,
+    pictures_or_clips_cannot_be_read,
     a_plugin_is_broken,
     another_process_is_in_the_directory,
 ]

@@ -22,7 +22,7 @@ from tunesmith.hooks import HookCaller
 SHORT = ("validation.at_start=false", "validation.at_end=false", "run.steps=4")
 WRITER = """
 import os, signal, sys
-from tunesmith.data import cache
+from tunesmith.cache import disk as cache
 from tunesmith.cli.app import main
 
 cache.GROUP_ENTRIES = 2

@@ -14,24 +14,24 @@ from typing import Any
 from . import checkpoints
 from .batch import Field, Source
 from .builtin import CoreAroundObjective, CoreSettings, CoreWithObjective
+from .cache.disk import Cache
+from .cache.store import MemoryCache, Store
+from .cache.users import user_of
 from .config import Config, ConfigErrors, Problem
 from .contract import CORE, implementations
-from .data.cache import Cache
 from .data.dataset import Dataset
-from .data.encode import read_caption_fields
-from .data.file_index import Index
-from .data.fill import fill
 from .data.hashing import FileHashes
 from .data.loader import Loader
 from .data.order import Order
 from .data.scan import Surroundings, survey_all
-from .data.store import MemoryCache, Store
-from .data.users import user_of
+from .encoding.encode import read_caption_fields
+from .encoding.fill import fill
 from .engine import Engine, make_optimizer
 from .errors import InputError, RunFailed, Stopped
 from .family import Family, FamilyPlugin
 from .hooks import HookCaller, blamed_on
 from .hookspecs import Hooks
+from .listing.index import Index
 from .model import Trainable
 from .ordering import ordered
 from .plugin import Part, Plugin

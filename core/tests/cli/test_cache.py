@@ -15,12 +15,12 @@ import torch
 
 from core.tests.data.support import FIELDS, CountingRun, ordered, pictures
 from tunesmith import InputError
+from tunesmith.cache import upkeep
+from tunesmith.cache.disk import Cache
+from tunesmith.cache.shards import Shards
+from tunesmith.cache.users import User
 from tunesmith.cli.app import main
-from tunesmith.data import upkeep
-from tunesmith.data.cache import Cache
-from tunesmith.data.fill import fill
-from tunesmith.data.shards import Shards
-from tunesmith.data.users import User
+from tunesmith.encoding.fill import fill
 
 
 @pytest.fixture

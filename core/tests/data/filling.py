@@ -12,9 +12,9 @@ from typing import Any
 
 from core.tests.data.support import FIELDS, CountingRun, ordered
 from tunesmith import Batch
-from tunesmith.data import cache as module
-from tunesmith.data.cache import Cache
-from tunesmith.data.fill import fill
+from tunesmith.cache import disk as module
+from tunesmith.cache.disk import Cache
+from tunesmith.encoding.fill import fill
 
 
 class LoggingRun(CountingRun):

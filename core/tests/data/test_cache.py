@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save
 
 from tunesmith import Caption, Crop, Field, InputError, Window
-from tunesmith.data import cache as module
-from tunesmith.data import codec, shards
-from tunesmith.data.cache import Cache, caption_key, sample_key
+from tunesmith.cache import codec, shards
+from tunesmith.cache import disk as module
+from tunesmith.cache.disk import Cache, caption_key, sample_key
 from tunesmith.data.database import open_database
 
 LATENTS = Field("latents", "vae-1", per_sample=True)
@@ -108,7 +108,7 @@ def test_a_writer_killed_while_appending_leaves_only_whole_entries(tmp_path):
     program = dedent(f"""
         import torch
         from pathlib import Path
-        from tunesmith.data import cache as module
+        from tunesmith.cache import disk as module
         module.GROUP_ENTRIES = 8
         cache = module.Cache(Path({str(tmp_path)!r}))
         number = 0

@@ -5,11 +5,11 @@ import torch
 
 from core.tests.data.support import FIELDS, CountingRun, Quiet, ordered, picture, pictures
 from tunesmith import Caption, Field, InputError, Ragged, RunFailed
-from tunesmith.data.cache import Cache, sample_key
+from tunesmith.cache.disk import Cache, sample_key
 from tunesmith.data.dataset import Dataset
-from tunesmith.data.encode import read_caption_fields
-from tunesmith.data.fill import fill
 from tunesmith.data.images import load_pixels
+from tunesmith.encoding.encode import read_caption_fields
+from tunesmith.encoding.fill import fill
 
 
 @pytest.fixture

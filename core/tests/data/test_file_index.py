@@ -9,8 +9,8 @@ import pytest
 
 from core.tests.data.support import picture
 from tunesmith import InputError, Probe, Unreadable
-from tunesmith.data.file_index import Index, NoText
 from tunesmith.data.pictures import ImageKind
+from tunesmith.listing.index import Index, NoText
 
 
 class Counting(ImageKind):

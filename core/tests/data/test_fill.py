@@ -18,11 +18,11 @@ import torch
 from core.tests.data import filling
 from core.tests.data.support import FIELDS, CountingRun, Quiet, ordered, picture, pictures
 from tunesmith import Caption
-from tunesmith.data.cache import Cache
-from tunesmith.data.fill import fill
-from tunesmith.data.index import open_index
-from tunesmith.data.store import MemoryCache, caption_key
-from tunesmith.data.watch import Watch
+from tunesmith.cache.disk import Cache
+from tunesmith.cache.index import open_index
+from tunesmith.cache.store import MemoryCache, caption_key
+from tunesmith.encoding.fill import fill
+from tunesmith.encoding.watch import Watch
 
 ROOT = Path(__file__).resolve().parents[3]
 KILLS = int(os.environ.get("TUNESMITH_KILLS", "6"))
@@ -107,7 +107,7 @@ def test_what_a_killed_process_had_claimed_is_taken_over_and_what_a_living_one_h
 HOLDER = """
 import sys, time
 from pathlib import Path
-from tunesmith.data.cache import Cache
+from tunesmith.cache.disk import Cache
 
 cache = Cache(Path(sys.argv[1]))
 assert cache.claim_many([sys.argv[2]]) == {sys.argv[2]}

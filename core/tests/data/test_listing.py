@@ -8,10 +8,10 @@ import pytest
 from core.tests.data.support import Facts, picture
 from tunesmith import Entry, InputError, Listing, Settings, SourcePlugin, Stage
 from tunesmith.config.datasets import ImageTable
-from tunesmith.data.folder import homes_of
 from tunesmith.data.funnel import Funnel
-from tunesmith.data.listing import list_files
 from tunesmith.data.pictures import ImageKind
+from tunesmith.listing.files import list_files
+from tunesmith.listing.folder import homes_of
 
 
 def listed(where, folder, source=None):

@@ -11,8 +11,8 @@ from core.tests.data.support import Facts, picture
 from tunesmith import InputError
 from tunesmith.config.datasets import ImageTable
 from tunesmith.data.funnel import Funnel
-from tunesmith.data.listing import list_files
 from tunesmith.data.pictures import ImageKind
+from tunesmith.listing.files import list_files
 
 
 def listed(file, **settings):

@@ -11,11 +11,11 @@ import torch
 
 from core.tests.data.support import FIELDS, CountingRun, Quiet, ordered, picture, pictures
 from tunesmith import Batch, Ragged, RunFailed
+from tunesmith.cache.disk import Cache
 from tunesmith.data.ahead import LOTS
-from tunesmith.data.cache import Cache
 from tunesmith.data.dataset import Dataset
-from tunesmith.data.fill import fill
 from tunesmith.data.loader import LOT, Loader
+from tunesmith.encoding.fill import fill
 
 
 @pytest.fixture

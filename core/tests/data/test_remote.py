@@ -18,10 +18,10 @@ from moto.server import ThreadedMotoServer
 from core.tests.data.support import Facts, picture
 from tunesmith import InputError
 from tunesmith.config.datasets import ImageTable, MaskTable
-from tunesmith.data import remote
 from tunesmith.data.funnel import Funnel
-from tunesmith.data.listing import list_files
 from tunesmith.data.pictures import ImageKind, MaskKind
+from tunesmith.listing import remote
+from tunesmith.listing.files import list_files
 
 
 def listed(url, folder, **settings):

@@ -10,11 +10,11 @@ from core.tests.data.support import Facts, picture, pictures, run_table, table
 from tunesmith import Caption
 from tunesmith.config.datasets import DatasetTable, ImageTable, MaskTable
 from tunesmith.data.duplicates import duplicates
-from tunesmith.data.file_index import Index
 from tunesmith.data.hashing import FileHashes
 from tunesmith.data.pictures import ImageKind
 from tunesmith.data.scan import Surroundings, survey, survey_all
 from tunesmith.family import Modality
+from tunesmith.listing.index import Index
 
 
 def surveyed(folder, batch_size=1, **settings):

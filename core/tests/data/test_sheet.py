@@ -10,10 +10,10 @@ from core.tests.data.clips import ClipFacts, ClipPlugin, ClipSettings, clip, cli
 from core.tests.data.support import Facts, ordered, picture, pictures, run_table, table
 from tunesmith import InputError
 from tunesmith.config.datasets import MaskTable
-from tunesmith.data.file_index import Index
 from tunesmith.data.order import Order
 from tunesmith.data.scan import Surroundings, survey_all
 from tunesmith.data.sheet import GAP, MOST_ROWS, MOST_SAMPLES, PAGE, TEXT, TILE, WIDEST, check_place, draw_sheet
+from tunesmith.listing.index import Index
 
 TOP = GAP + TEXT + GAP
 """Where the pictures of the first row begin."""

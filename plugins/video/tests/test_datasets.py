@@ -13,9 +13,9 @@ from tunesmith import Sound, Unreadable
 from tunesmith.config.datasets import MaskTable
 from tunesmith.config.tables import RunTable
 from tunesmith.data.dataset import Dataset
-from tunesmith.data.file_index import Index
 from tunesmith.data.order import Order
 from tunesmith.data.scan import Surroundings, survey_all
+from tunesmith.listing.index import Index
 from tunesmith_video import Audio, AudioTable, Video, VideoTable
 from tunesmith_video.plugin import AudioSettings, VideoSettings
 

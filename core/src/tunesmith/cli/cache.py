@@ -12,7 +12,7 @@ import typer
 from ..errors import InputError
 
 if TYPE_CHECKING:
-    from ..data.upkeep import Amount, Overview, Pruning
+    from ..cache.upkeep import Amount, Overview, Pruning
 
 app = typer.Typer(name="cache", help="Look after the cache: what is in it, whether it is sound, what could go.", no_args_is_help=True)
 
@@ -26,7 +26,7 @@ SHOWN = 20
 @app.command("ls")
 def show(config: ConfigFile = None, folder: Folder = None, as_json: AsJson = False) -> None:
     """Show how large the cache is, by field and by config, and what is damaged or unused."""
-    from ..data.upkeep import overview
+    from ..cache.upkeep import overview
 
     found = overview(_folder(config, folder))
     print(_json(found) if as_json else "\n".join(_lines(found)))
@@ -40,7 +40,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Read every byte of the cache and tell which entries are damaged; exit code 1 if some are and stay."""
-    from ..data.upkeep import overview, verify
+    from ..cache.upkeep import overview, verify
     from ..progress import Progress
 
     place = _folder(config, folder)
@@ -67,7 +67,7 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Tell what no config that exists uses any more, and remove it with --yes."""
-    from ..data.upkeep import prune
+    from ..cache.upkeep import prune
 
     made = prune(_folder(config, folder), yes)
     print(json.dumps({"removed": yes, **_plain(made)}, indent=2) if as_json else "\n".join(_told(made, yes)))

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..batch import Batch, Field, FieldValue, Ragged, Source
+from ..cache.store import Store, caption_key
+from ..encoding.encode import batch_of, collate, encode, key_of, needs_of
+from ..encoding.repair import Part, Repairs, TornBatch, part_of
 from ..errors import RunFailed
 from ..kinds import Unreadable
 from .ahead import Ahead
-from .encode import batch_of, collate, encode, key_of, needs_of
 from .order import Draw, Order
-from .repair import Part, Repairs, TornBatch, part_of
-from .store import Store, caption_key
 
 if TYPE_CHECKING:
     from ..run import Run

@@ -52,11 +52,6 @@ class Companion:
         """Why a sample is left out that must have a file here and has none."""
         return f"no {self.role} of its name in dataset {self.name!r}"
 
-    @property
-    def absence(self) -> str:
-        """Why a sample is left out that is without and may not be."""
-        return f"no {self.role} of its name in dataset {self.name!r}"
-
     def of(self, name: str) -> str | None:
         """The file that goes with a sample of this name, None if it is to be without; Unpaired if it cannot be trained on so."""
         stem = stem_of(name)

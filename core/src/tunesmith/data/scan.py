@@ -19,14 +19,14 @@ from ..errors import InputError
 from ..family import Family
 from ..hooks import blamed_on
 from ..kinds import Kind, KindPlugin, Piece, Probe, Unfit, Unreadable
+from ..listing.files import list_files
+from ..listing.index import Index, NoText
 from ..plugin import Plugin
 from ..randomness import position_seed
 from ..sources import Entry, Listing, SourcePlugin
 from .captions import Captions, NoCaption, beside
 from .dataset import Dataset, Sample
-from .file_index import Index, NoText
 from .funnel import Funnel
-from .listing import list_files
 from .pairing import Companion, Unpaired, companion_of, notes_on
 from .pictures import CORE_KINDS
 

@@ -9,13 +9,13 @@ from typing import Any
 from fsspec.core import strip_protocol
 
 from ..config.datasets import DatasetTable
+from ..data.funnel import Funnel
 from ..errors import InputError
 from ..kinds import Kind
 from ..paths import is_url
 from ..plugin import Settings
 from ..sources import Entry, Listing, SourcePlugin
 from .folder import OUTSIDE, list_folder, refusal, within
-from .funnel import Funnel
 from .lists import LISTS, list_rows
 from .mirror import list_url
 

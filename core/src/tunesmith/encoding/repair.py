@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, TypeAlias
 from torch import Tensor
 
 from ..batch import Batch, Caption, Crop, Field, Source, Window
+from ..cache.store import Store
+from ..data.order import Order
 from ..errors import RunFailed
 from ..kinds import Unreadable
 from .encode import Inputs, batch_of, encode, named, needs_of, shape_of, values_of
-from .order import Order
-from .store import Store
 
 if TYPE_CHECKING:
     from ..run import Run

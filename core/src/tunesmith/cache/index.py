@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .database import explained, open_database
+from ..data.database import explained, open_database
 
 INDEX = "index.sqlite"
 VERSION = 2

@@ -13,15 +13,15 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from ..cache.locks import lock
 from ..config.datasets import DatasetTable, SampleTable
+from ..data.captions import BESIDE
+from ..data.database import explained, open_database
+from ..data.funnel import Funnel
 from ..errors import InputError
 from ..sources import Listing
-from .captions import BESIDE
-from .database import explained, open_database
 from .folder import NOT_TEXT, AnyKind, is_text, list_folder, other_ending
-from .funnel import Funnel
 from .lists import LISTS, below, list_rows, read_rows
-from .locks import lock
 from .remote import Forbidden, Missing, Remote, Site, Unreachable
 
 FETCHERS = 16

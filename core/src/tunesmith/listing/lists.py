@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ..config.datasets import DatasetTable, SampleTable
+from ..data.captions import COLUMNS
+from ..data.funnel import Funnel
 from ..errors import InputError
 from ..paths import is_url
 from ..sources import Entry, Listing
 from ..words import shown
-from .captions import COLUMNS
 from .folder import NO_COLUMNS, NOT_TEXT, OUTSIDE, AnyKind, endings, homes_of, is_text, other_ending, refusal, within
-from .funnel import Funnel
 
 LISTS = (".txt", ".csv", ".jsonl", ".parquet")
 """Endings of file lists, in lower case."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import InputError
 from .claims import Claims
 from .codec import Compression, pack, unpack
-from .database import explained
+from ..data.database import explained
 from .index import INDEX, PLACE, Place, changing, open_index, packed_keys, rows_of
 from .locks import Writer, lock
 from .shards import Shards, checksum

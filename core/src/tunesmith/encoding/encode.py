@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch, Caption, Field, FieldValue, Ragged, Source
+from ..cache.store import Store, caption_key, sample_key
+from ..data.dataset import Dataset
 from ..errors import RunFailed
-from .dataset import Dataset
-from .store import Store, caption_key, sample_key
 
 if TYPE_CHECKING:
     from ..run import Run

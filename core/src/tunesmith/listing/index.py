@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Generic, TypeAlias, TypeVar
 
+from ..data.database import explained, open_database
 from ..kinds import Probe, Unreadable
-from .database import explained, open_database
 from .folder import AnyKind, within
 
 READERS = 8

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from .database import explained
+from ..data.database import explained
 from .index import INDEX, changing, open_index, rows_of
 from .locks import Writer, described, is_alive
 

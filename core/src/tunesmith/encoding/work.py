@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from ..batch import Batch, Caption, Field, Source
+from ..cache.store import caption_key
+from ..data.order import Order
 from ..kinds import Unreadable
 from .encode import Inputs, batch_of, files_of, key_of, needs_of, shape_of
-from .order import Order
-from .store import caption_key
 from .watch import Watch
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
+from ..data.funnel import Funnel
 from ..kinds import Kind
 from ..sources import Entry, Listing
-from .funnel import Funnel
 
 AnyKind: TypeAlias = Kind[Any] | type[Kind[Any]]
 NO_COLUMNS: Mapping[str, Any] = MappingProxyType({})

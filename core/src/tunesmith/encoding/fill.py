@@ -11,11 +11,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 from ..batch import Caption, Field, Source
+from ..cache.store import Store
+from ..data.order import Order
 from ..kinds import Unreadable
 from .encode import Inputs, encode, named, values_of
-from .order import Order
 from .pipeline import DECODERS, Background, decoded_ahead, in_background
-from .store import Store
 from .watch import Watch
 from .work import CaptionWork, Job, SampleWork, Work, chunks
 

@@ -1,0 +1,1 @@
+"""The cache of encoded values: tensors by key, in files or in memory."""

@@ -1,0 +1,1 @@
+"""Encoding around the cache: only what is missing is decoded and computed."""

@@ -1,0 +1,1 @@
+"""Which files a dataset has, wherever they are, and what their headers tell."""
