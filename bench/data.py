@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 BEGIN, END = "<!-- data: begin -->", "<!-- data: end -->"
 MIB = 2**10
 """KiB."""
-NUM_ENCODED, ENCODED_EDGE, ENCODED_BATCH, ENCODER_SECONDS = 48, 512, 4, 0.2
+NUM_ENCODED, ENCODED_EDGE, ENCODED_BATCH, ENCODER_SECONDS = 128, 512, 4, 0.2
 """Pictures that are encoded, their edge once they are resized, how many at a time, and what a slow encoder takes for one."""
 NUM_CACHED, CACHED_EDGE = 512, 256
 PER_FOLDER, LINKED = 1000, 40

@@ -1,5 +1,7 @@
 """The façade: order of calls, checked results, named culprits, isolated observers."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -222,7 +224,7 @@ def test_a_plugin_that_brings_data_says_which_kind_and_lists_files():
         stage = Stage.LOAD
         kind = HalfKind
 
-    class Listless(SourcePlugin[Nothing]):
+    class Listless(SourcePlugin[Nothing, Any]):
         """Lists nothing."""
 
         stage = Stage.LOAD

@@ -10,10 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .batch import Batch, Caption, Crop, Field, FieldValue, Ragged, Source, Window
+    from .batch import AUDIO, PIXELS, Batch, Caption, Crop, Field, FieldValue, Ragged, Source, Window
     from .config import Config
     from .config.datasets import DatasetTable, PixelTable, SampleTable
-    from .data.funnel import Funnel
+    from .data.funnel import Funnel, Station
     from .data.geometry import Target, bucket_frames
     from .data.images import resize_and_crop, to_pixels
     from .data.pictures import PixelKind
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from .media import Media, MediaWriter, Report, SampleRequest
     from .model import Model, TrunkModule, take_rows
     from .paths import InputPath, ModelSource
-    from .plugin import Part, Plugin, Settings, Stage
+    from .plugin import NoSettings, Part, Plugin, Settings, Stage
     from .run import Run
     from .sources import Entry, Listing, SourcePlugin
     from .step import Step
 
 _HOMES = {
-    "batch": ("Batch", "Caption", "Crop", "Field", "FieldValue", "Ragged", "Source", "Window"),
+    "batch": ("AUDIO", "PIXELS", "Batch", "Caption", "Crop", "Field", "FieldValue", "Ragged", "Source", "Window"),
     "config": ("Config",),
-    "data.funnel": ("Funnel",),
+    "data.funnel": ("Funnel", "Station"),
     "data.geometry": ("Target", "bucket_frames"),
     "data.images": ("resize_and_crop", "to_pixels"),
     "data.pictures": ("PixelKind",),
@@ -48,7 +48,7 @@ _HOMES = {
     "media": ("Media", "MediaWriter", "Report", "SampleRequest"),
     "model": ("Model", "TrunkModule", "take_rows"),
     "paths": ("InputPath", "ModelSource"),
-    "plugin": ("Part", "Plugin", "Settings", "Stage"),
+    "plugin": ("NoSettings", "Part", "Plugin", "Settings", "Stage"),
     "run": ("Run",),
     "sources": ("Entry", "Listing", "SourcePlugin"),
     "step": ("Step",),
@@ -56,6 +56,8 @@ _HOMES = {
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AUDIO",
+    "PIXELS",
     "Batch",
     "Caption",
     "Config",
@@ -80,6 +82,7 @@ __all__ = [
     "Modality",
     "Model",
     "ModelSource",
+    "NoSettings",
     "Part",
     "PartMissing",
     "Piece",
@@ -98,6 +101,7 @@ __all__ = [
     "Source",
     "SourcePlugin",
     "Stage",
+    "Station",
     "Step",
     "Target",
     "TokenGrid",

@@ -79,7 +79,7 @@ def _data_complaints(plugin: type[Plugin[Any]]) -> list[str]:
     if issubclass(plugin, SourcePlugin):
         settings = getattr(plugin, "source_type", None)
         if not (isinstance(settings, type) and issubclass(settings, Settings)):
-            found.append(f"{name} does not name the settings of `source`: write source_type = MySource, a subclass of tunesmith.Settings")
+            found.append(f"{name} does not name the settings of `source`: write class {name}(SourcePlugin[MySettings, MySource])")
         if plugin.listing is SourcePlugin.listing:
             found.append(f"{name} lists no files: it has no method `listing`")
     return found

@@ -57,14 +57,15 @@ def hookimpl(function: C | None = None, *, wrapper: bool = False) -> C | Callabl
 
 def _attribute(error: BaseException, plugin: Plugin[Any], hook: str) -> None:
     """Note on an error which plugin's hook raised it; the innermost one counts."""
-    _note(error, plugin.name, hook)
+    blame(error, plugin.name, hook)
 
 
-def _note(error: BaseException, name: str, what: str) -> None:
+def blame(error: BaseException, name: str, what: str, more: str = "") -> None:
+    """Note on an error which part of which plugin it came out of, and what `more` says; the innermost one counts."""
     from .discovery import described  # which needs this module
 
     if not hasattr(error, _ATTRIBUTED):
-        error.add_note(f"in {what} of {described(name)}")
+        error.add_note(f"in {what} of {described(name)}{more}")
         setattr(error, _ATTRIBUTED, name)
 
 
@@ -74,7 +75,7 @@ def blamed_on(name: str, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        _note(error, name, what)
+        blame(error, name, what)
         raise
 
 

@@ -12,11 +12,12 @@ import numpy as np
 from torch import Tensor
 
 from .batch import Crop, Source, Window
-from .config.datasets import DatasetTable
+from .config.datasets import CORE_TABLES, DatasetTable
 from .data.funnel import Station
 from .data.geometry import Target
 from .errors import TunesmithError
 from .family import Family, Modality
+from .hooks import blame
 from .plugin import Plugin, Settings
 
 D = TypeVar("D", bound=DatasetTable)
@@ -152,6 +153,14 @@ class Kind(ABC, Generic[D]):
     def remarks(self, probes: Mapping[str, Probe]) -> list[str]:
         """What a person should know of the samples, by name, that are in: sentences for the funnel."""
         return []
+
+
+def blame_kind(error: BaseException, kind: str, method: str, file: str | Path) -> None:
+    """Note on an error, which is a mistake of a kind, in which method of which plugin it was made, and with which file."""
+    if kind in CORE_TABLES:
+        error.add_note(f"in {method} of kind {kind!r}, with {file}")
+    else:
+        blame(error, kind, method, f", with {file}")
 
 
 class KindPlugin(Plugin[P]):

@@ -58,6 +58,10 @@ class Settings(BaseModel):
             raise TypeError(f"{cls.__name__}: these settings have no description: {', '.join(bare)}")
 
 
+class NoSettings(Settings):
+    """For a plugin with nothing to set: its table only switches it on."""
+
+
 S = TypeVar("S", bound=Settings)
 
 

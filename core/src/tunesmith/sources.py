@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 from .plugin import Plugin, Settings
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from .kinds import Kind
 
 P = TypeVar("P", bound=Settings)
+Q = TypeVar("Q", bound=Settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +34,30 @@ class Listing:
     homes: Sequence[Path] = ()
 
 
-class SourcePlugin(Plugin[P]):
-    """A plugin that lists files from elsewhere: `source = { plugin = NAME, ... }` in a dataset's table switches it on."""
+class SourcePlugin(Plugin[P], Generic[P, Q]):
+    """A plugin that lists files from elsewhere: `class Albums(SourcePlugin[NoSettings, AlbumSource])`.
+
+    `source = { plugin = NAME, ... }` in a dataset's table switches it on; the second settings are those of `source`.
+    """
 
     source_type: ClassVar[type[Settings]]
     """The settings of `source`, besides `plugin`."""
 
-    @abstractmethod
-    def listing(self, settings: Settings, kind: Kind[Any], folder: Path, funnel: Funnel) -> Listing:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in getattr(cls, "__orig_bases__", ()):
+            origin, arguments = get_origin(base), get_args(base)
+            if isinstance(origin, type) and issubclass(origin, SourcePlugin) and isinstance(arguments[-1], type):
+                cls.source_type = arguments[-1]
+
+    @classmethod
+    def dataset_name(cls, settings: Q) -> str:
+        """What a dataset is called whose table has no name, such as the last part of a path; the plugin's name if empty."""
+        return ""
+
+    def listing(self, settings: Q, kind: Kind[Any], folder: Path, funnel: Funnel) -> Listing:
         """The files of a dataset, brought to this machine; `folder` is the source's own, below the cache.
 
         What cannot be had is told to `funnel.lose`, and counts with the entries. InputError if nothing can.
         """
+        raise NotImplementedError(f"{type(self).__name__} lists no files")

@@ -42,9 +42,10 @@ def _plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "two": "twice = sharpener:app\nblunt = broken_sharpener:app\nnothing = sharpener:MISSING\nwrong = sharpener:pencil",
     }
     for name, points in entries.items():
+        summary = "Summary: Things with edges.\n" if name == "two" else ""
         folder = tmp_path / f"{name}-1.0.dist-info"
         folder.mkdir()
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{summary}")
         (folder / "entry_points.txt").write_text(f"[{commands.COMMANDS}]\n{points}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "sharpener", raising=False)
@@ -59,6 +60,7 @@ def test_help_names_commands_of_plugins_without_importing_them() -> None:
     assert result.exit_code == 0
     assert "sharpen" in result.output
     assert "one 1.0" in result.output
+    assert "Things with edges." in result.output
     assert "sharpener" not in sys.modules
     assert "imported\n" not in result.output
 

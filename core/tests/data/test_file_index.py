@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -227,4 +228,14 @@ def test_a_mistake_of_a_kind_names_the_file_that_it_met(tmp_path):
 
     with pytest.raises(ValueError, match="a mistake") as caught:
         probed(None, [picture(tmp_path / "a.png", (32, 16))], Broken)
-    assert caught.value.__notes__ == [f"in the probe 'broken-1' of {tmp_path / 'a.png'}"]
+    assert caught.value.__notes__ == [f"in probe of plugin 'broken-1', with {tmp_path / 'a.png'}"]
+
+
+def test_a_text_edited_with_its_size_and_time_kept_is_read_again(tmp_path):
+    file = tmp_path / "a.txt"
+    with Index(tmp_path / "index.sqlite") as index:
+        for content in ("one", "two"):
+            file.write_text(content)
+            os.utime(file, ns=(1, 1))
+            assert index.texts([str(file)]) == [content]
+            time.sleep(0.02)  # longer than the clock of a file system ticks

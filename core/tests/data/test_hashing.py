@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -140,3 +142,23 @@ def test_what_was_hashed_before_a_reader_breaks_off_is_remembered(tmp_path, hash
     names = opened(monkeypatch)
     assert len(dict(hashes.of_many(files))) == 4
     assert names == ["2", "3"]
+
+
+def test_an_edit_that_keeps_size_and_time_is_noticed(tmp_path, hashes):
+    file = tmp_path / "a"
+    file.write_bytes(b"one")
+    os.utime(file, ns=(1, 1))
+    hashes.of(file)
+    time.sleep(0.02)  # longer than the clock of a file system ticks
+    file.write_bytes(b"two")
+    os.utime(file, ns=(1, 1))
+    assert hashes.of(file) == hashlib.blake2b(b"two", digest_size=20).hexdigest()
+
+
+def test_a_database_of_older_hashes_still_opens(tmp_path):
+    with sqlite3.connect(tmp_path / "old.sqlite") as old:
+        old.execute("CREATE TABLE files (path TEXT PRIMARY KEY, size INT, mtime_ns INT, inode INT, hash TEXT) WITHOUT ROWID")
+    old.close()
+    (tmp_path / "a").write_bytes(b"content")
+    with FileHashes(tmp_path / "old.sqlite") as hashes:
+        assert hashes.of(tmp_path / "a") == hashlib.blake2b(b"content", digest_size=20).hexdigest()

@@ -11,7 +11,7 @@ from tunesmith.config.datasets import ImageTable
 from tunesmith.data.funnel import Funnel
 from tunesmith.data.pictures import ImageKind
 from tunesmith.listing.files import list_files
-from tunesmith.listing.folder import homes_of
+from tunesmith.listing.folder import homes_of, list_folder
 
 
 def listed(where, folder, source=None):
@@ -131,14 +131,12 @@ class Shelf(Settings):
     """How many."""
 
 
-class Shelves(SourcePlugin[Settings]):
+class Shelves(SourcePlugin[Settings, Shelf]):
     """Lists what the test has put there."""
 
     stage = Stage.LOAD
-    source_type = Shelf
 
     def listing(self, settings, kind, folder, funnel):
-        assert isinstance(settings, Shelf)
         funnel.lose("readable", "is on another shelf", "far.png")
         entries = [Entry(file.name, str(file), {"caption": file.stem}) for file in sorted(folder.iterdir(), reverse=True)]
         return Listing(entries[: settings.count], (folder,))
@@ -163,3 +161,16 @@ def test_a_plugin_s_files_are_sorted_checked_and_counted(tmp_path):
     assert (funnel.total, funnel.passed("readable")) == (4, 2)
     assert losses(funnel)["is on another shelf"] == (1, ["far.png"])
     assert losses(funnel)["a link that leaves the dataset's folder is not followed"] == (1, ["c.png"])
+
+
+def test_files_of_other_endings_are_told_by_one_note(tmp_path):
+    for name in ("a.mkv", "b.mkv", "c.MP4", "a.txt", "a.json", "list.csv", ".hidden.mkv"):
+        (tmp_path / name).touch()
+    funnel = Funnel("photos")
+    list_folder(tmp_path, ImageKind, funnel)
+    assert len(funnel.notes) == 1
+    assert funnel.notes[0].startswith("not looked at: 3 files that end in .mkv, .mp4; `kind` says what the files are")
+    (tmp_path / "a.png").touch()
+    funnel = Funnel("photos")
+    list_folder(tmp_path, ImageKind, funnel)
+    assert (funnel.notes, funnel.losses) == (["not looked at: 3 files that end in .mkv, .mp4"], ())

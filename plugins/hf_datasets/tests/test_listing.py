@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
-from tunesmith import Funnel, InputError, Listing, SampleTable
-from tunesmith_hf_datasets import HfDatasets, HfDatasetsSettings, HubDataset
+from tunesmith import Funnel, InputError, Listing, NoSettings, SampleTable
+from tunesmith_hf_datasets import HfDatasets, HubDataset
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
@@ -43,7 +44,7 @@ def listed(dataset, folder, kind=None, **settings):
     """The listing of a dataset, and the reasons why rows were lost, with their names."""
     funnel = Funnel("set")
     source = HubDataset.model_validate({"dataset": str(dataset), **settings})
-    listing = HfDatasets("hf_datasets", HfDatasetsSettings()).listing(source, kind or kind_of(), folder, funnel)
+    listing = HfDatasets("hf_datasets", NoSettings()).listing(source, kind or kind_of(), folder, funnel)
     assert isinstance(listing, Listing)
     return listing, {lost.reason: lost.examples for lost in funnel.losses}
 
@@ -242,3 +243,22 @@ def test_code_of_a_dataset_is_never_run(tmp_path):
     with pytest.raises(InputError, match="cannot be loaded"):
         listed(tmp_path / "set", tmp_path / "kept")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("written", ["./gone", "../gone", "/gone/for/ever", "~/gone-for-ever"])
+def test_a_folder_that_is_not_there_is_told_and_not_looked_for_on_the_hub(tmp_path, written):
+    (tmp_path / "configs").mkdir()
+    with pytest.raises(ValidationError, match=r"there is no folder .*gone.*; a dataset of the Hub is named"):
+        HubDataset.model_validate({"dataset": written}, context={"base": tmp_path / "configs"})
+
+
+def test_a_file_instead_of_a_folder_is_told(tmp_path):
+    as_parquet(tmp_path / "set", {"image": inside((None, picture()))}, image=datasets.Image(decode=False))
+    for written in ("set/train-00000-of-00001.parquet", "./set/train-00000-of-00001.parquet"):
+        with pytest.raises(ValidationError, match="is a file; give the folder that it lies in"):
+            HubDataset.model_validate({"dataset": written}, context={"base": tmp_path})
+    assert HubDataset.model_validate({"dataset": "./set"}, context={"base": tmp_path}).dataset == str(tmp_path / "set")
+
+
+def test_a_dataset_without_name_is_called_as_on_the_hub():
+    assert HfDatasets.dataset_name(HubDataset(dataset="owner/flowers")) == "owner/flowers"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tunesmith import Sound, Unreadable
+from tunesmith import NoSettings, Sound, Unreadable
 from tunesmith.config.datasets import MaskTable
 from tunesmith.config.tables import RunTable
 from tunesmith.data.dataset import Dataset
@@ -17,7 +17,6 @@ from tunesmith.data.order import Order
 from tunesmith.data.scan import Surroundings, survey_all
 from tunesmith.listing.index import Index
 from tunesmith_video import Audio, AudioTable, Video, VideoTable
-from tunesmith_video.plugin import AudioSettings, VideoSettings
 
 from .films import Facts, film, lag_of, numbers, recording, swept
 
@@ -26,7 +25,7 @@ NEEDS_SOUND = Sound(48_000, 1, required=True)
 
 def look(folder: Path, *tables: VideoTable | AudioTable | MaskTable, sound: Sound | None = None) -> dict[int, Dataset]:
     run = RunTable(steps=1, batch_size=1, cache_dir=folder / "cache")
-    plugins: Any = {"video": Video("video", VideoSettings()), "audio": Audio("audio", AudioSettings())}
+    plugins: Any = {"video": Video("video", NoSettings()), "audio": Audio("audio", NoSettings())}
     for _ in range(2):  # the second time from the index
         with Index(folder / "index.sqlite") as index:
             found, wrong = survey_all(tables, Surroundings(Facts(sound), run, index, plugins))
@@ -124,7 +123,7 @@ def test_a_companion_that_cannot_be_used_is_told_as_that(tmp_path: Path) -> None
     beside = AudioTable(path=str(tmp_path / "sound"), of="clips", name="sound")
     [dataset] = look(tmp_path, table(tmp_path / "clips"), beside, sound=NEEDS_SOUND).values()
     [one] = Order([dataset], 0, cached=True).all_sources()
-    with pytest.raises(Unreadable, match=r"a\.wav: its sound in dataset 'sound' cannot be used \(every sample of it is zero"):
+    with pytest.raises(Unreadable, match=r"a\.wav: its sound in dataset 'sound' cannot be used \(every sample of its sound is zero"):
         dataset.load(one, "audio")
 
 

@@ -94,6 +94,16 @@ def test_reasons_say_what_is_wrong(folder: Path, name: str, reason: str) -> None
     assert fate(clips(), folder / "clips" / name, "pixels") == (NAMED, reason)
 
 
+def test_a_film_that_was_cut_off_before_its_index_is_told_as_that(tmp_path: Path) -> None:
+    whole = film(tmp_path / "whole.mp4").read_bytes()
+    index = whole.index(b"moov") - 4
+    for length in (index // 2, index, index + 40):
+        (tmp_path / "cut.mp4").write_bytes(whole[:length])
+        assert "probably cut off" in fate(clips(), tmp_path / "cut.mp4", "pixels")[1]
+    (tmp_path / "cut.mp4").write_bytes(whole[: index + 4] + b"move" + whole[index + 8 :])
+    assert fate(clips(), tmp_path / "cut.mp4", "pixels")[0] == NAMED
+
+
 def test_a_film_that_others_name_is_not_read_through_them(tmp_path: Path) -> None:
     film(tmp_path / "plain.mp4")
     for content in (b"ffconcat version 1.0\nfile plain.mp4\n", b"#EXTM3U\n#EXTINF:2,\nplain.mp4\n#EXT-X-ENDLIST\n"):

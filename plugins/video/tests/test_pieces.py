@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tunesmith import Piece, Probe, Sound, Unfit, Window
+from tunesmith import NoSettings, Piece, Probe, Sound, Unfit, Window
 from tunesmith_video import Audio, AudioKind, AudioTable, Video, VideoKind, VideoTable
 from tunesmith_video.clips import window_frames
-from tunesmith_video.plugin import AudioSettings, VideoSettings
 
 from .films import SIZE, Facts
 
@@ -209,14 +208,23 @@ def complaints(plugin: Video | Audio, family: Facts, *tables: Any) -> dict[tuple
 
 
 def test_recordings_alone_are_refused_by_the_families_name() -> None:
-    plugin = Audio("audio", AudioSettings())
+    plugin = Audio("audio", NoSettings())
     found = complaints(plugin, Facts(), AudioTable(path="sound"), AudioTable(path="sound", of="clips"))
     assert list(found) == [("datasets", 0, "kind")]
     assert "facts generates videos" in found["datasets", 0, "kind"]
 
 
+def test_sound_beside_pictures_is_refused() -> None:
+    plugin = Audio("audio", NoSettings())
+    pictures = SimpleNamespace(name="pics", kind="image")
+    found = complaints(plugin, Facts(), pictures, AudioTable(path="s", name="s", of="pics"))
+    assert list(found) == [("datasets", 1, "of")]
+    assert found["datasets", 1, "of"].startswith("""of = 'pics': that is a dataset of kind = "image", and sound belongs to clips""")
+    assert not complaints(plugin, Facts(), VideoTable(path="c", name="clips"), AudioTable(path="s", name="s", of="clips"))
+
+
 def test_sound_that_is_not_the_families_is_refused() -> None:
-    plugin = Video("video", VideoSettings())
+    plugin = Video("video", NoSettings())
     family = Facts(NEEDS_SOUND)
     found = complaints(
         plugin, family, VideoTable(path="a", sample_rate=44_100, channels=1), VideoTable(path="b", name="b", auto_split=False)

@@ -123,11 +123,29 @@ def test_no_sound_is_told_or_silent(tmp_path: Path) -> None:
 def test_silence_beside_a_clip_is_told(tmp_path: Path) -> None:
     file = film(tmp_path / "a.mp4", 32)
     beside = recording(tmp_path / "a.wav", np.zeros(96_000, np.float32))
-    with pytest.raises(Unreadable, match="every sample of it is zero"):
+    with pytest.raises(Unreadable, match="every sample of its sound is zero"):
         heard(file, 0.0, beside=beside)
     assert not heard(file, 0.0, beside=beside, allow_silence=True).any()
     late = recording(tmp_path / "b.wav", np.concatenate([np.zeros(96_000, np.float32), ramp(1) + 0.1]))
     assert not heard(file, 0.0, beside=late).any()  # a pause in a file that is not silent
+
+
+@pytest.mark.parametrize(("ending", "codec"), [("mp4", "aac"), ("mov", "pcm_s16le"), ("avi", "pcm_u8")])
+def test_silence_of_a_clip_is_judged_as_silence_beside_it(tmp_path: Path, ending: str, codec: str) -> None:
+    drawn = "mpeg4" if ending == "avi" else H264
+    file = film(tmp_path / f"a.{ending}", 32, codec=drawn, sound=np.zeros(96_000, np.float32), sound_codec=codec)
+    beside = recording(tmp_path / "a.wav", np.zeros(96_000, np.float32))
+    reasons = set()
+    for other in (None, beside):
+        with pytest.raises(Unreadable) as found:
+            heard(file, 0.0, beside=other)
+        assert found.value.path == (other or file)
+        reasons.add(found.value.reason)
+    assert reasons == {"every sample of its sound is zero; allow_silence = true uses it as silent"}
+    assert not heard(file, 0.0, allow_silence=True).any()
+    late = np.concatenate([np.zeros(96_000, np.float32), ramp(1) + 0.1])
+    pause = film(tmp_path / f"b.{ending}", 48, codec=drawn, sound=late, sound_codec=codec)
+    assert not heard(pause, 0.0).any()
 
 
 def test_a_companion_decodes_itself_as_the_clip_would(tmp_path: Path) -> None:

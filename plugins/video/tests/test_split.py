@@ -103,6 +103,28 @@ def test_a_video_that_fails_twice_is_counted_once(films: Path, tmp_path: Path) -
     assert str(split(films, tmp_path / "out", "--strip").exception) == "1 video could not be split; the others were"
 
 
+def test_a_damaged_videos_reason_is_told_once(films: Path, tmp_path: Path) -> None:
+    (films / "broken.mp4").write_bytes(b"<html>")
+    assert split(films, tmp_path / "out", "--strip").output.count("broken.mp4") == 1
+
+
+def test_a_copy_has_the_container_of_its_video_whatever_the_ending(tmp_path: Path) -> None:
+    film(tmp_path / "in" / "a.mp4", 32, sound=swept(2)).rename(tmp_path / "in" / "a.avi")
+    result = split(tmp_path / "in", tmp_path / "out", "--strip")
+    assert result.exit_code == 0, result.output
+    with av.open(str(tmp_path / "out" / "a.avi")) as copy:
+        assert "mp4" in copy.format.name
+    assert VideoKind.probe(tmp_path / "out" / "a.avi").frames == 32
+
+
+def test_a_codec_that_a_container_cannot_hold_is_not_called_damage(tmp_path: Path) -> None:
+    film(tmp_path / "in" / "a.mkv", 16, codec="ffv1").rename(tmp_path / "in" / "a.webm")
+    result = split(tmp_path / "in", tmp_path / "out", "--strip")
+    assert isinstance(result.exception, InputError)
+    assert f"a.webm: cannot write {tmp_path / 'out' / 'a.webm'} as webm (" in result.output
+    assert not contents(tmp_path / "out")
+
+
 def test_a_file_is_no_folder_for_the_sound(films: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     assert "OUT, " in str(split(films, tmp_path / "out").exception)

@@ -48,7 +48,8 @@ class PluginCommand(TyperCommand):
     """A plugin's command as the list shows it; what it does is imported when it is called."""
 
     def __init__(self, name: str, claims: list[InstalledPlugin]) -> None:
-        super().__init__(name, help=f"Commands of {' and '.join(claim.origin for claim in claims)}.", callback=None)
+        told = claims[0].summary if len(claims) == 1 else ""
+        super().__init__(name, help=told or f"Commands of {' and '.join(claim.origin for claim in claims)}.", callback=None)
         self.claims = claims
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:

@@ -63,14 +63,10 @@ class DatasetTable(Settings):
             )
         return self
 
-    def named(self) -> Self:
-        """The same table with its name, if it has none made of where its files come from."""
-        source = self.source or {}
-        origin = (
-            os.path.realpath(self.path)
-            if self.path and not is_url(self.path)
-            else self.path or str(source.get("dataset", source["plugin"]))
-        )
+    def named(self, source: str = "") -> Self:
+        """The same table with its name, if it has none made of where its files come from; `source` is what their plugin calls it."""
+        told = self.path or source or str((self.source or {})["plugin"])
+        origin = os.path.realpath(told) if self.path and not is_url(self.path) else told
         stem = re.sub(r"\.(txt|csv|jsonl|parquet)$", "", re.split(r"[\\/]", origin.rstrip("/"))[-1])
         return self.model_copy(update={"name": self.name or as_stem(stem, "dataset")})
 

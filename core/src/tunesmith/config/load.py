@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..discovery import installed
+from ..hooks import blamed_on
 from ..plugin import Plugin, Settings
+from ..sources import SourcePlugin
 from ..words import bare, nearest, shown
 from .casting import read_cast
 from .datasets import CORE_TABLES, DatasetTable
@@ -246,11 +248,15 @@ def _table_type(entry: Mapping[str, Any], classes: Mapping[str, Any]) -> type[Da
 
 
 def _with_source(table: DatasetTable, classes: Mapping[str, Any], base: Path) -> tuple[DatasetTable | None, list[tuple[Key, str]]]:
-    """The table with the settings of its source as its plugin reads them."""
+    """The table with the settings of its source as its plugin reads them, and with its name."""
     source = dict(table.source or {})
-    kind = getattr(classes.get(source["plugin"]), "source_type", None)
-    if kind is None:  # what is wrong with it has been told
+    plugin = classes.get(source["plugin"])
+    if plugin is None or not issubclass(plugin, SourcePlugin):  # what is wrong with it has been told
         return None, []
-    settings, faults = validate(kind, {key: value for key, value in source.items() if key != "plugin"}, base)
+    settings, faults = validate(plugin.source_type, {key: value for key, value in source.items() if key != "plugin"}, base)
     found = [(("source", *key), message) for key, message in faults]
-    return (None if settings is None else table.model_copy(update={"source": {"plugin": source["plugin"], **settings.model_dump()}})), found
+    if settings is None:
+        return None, found
+    with blamed_on(source["plugin"], "dataset_name"):
+        name = plugin.dataset_name(settings)
+    return table.model_copy(update={"source": {"plugin": source["plugin"], **settings.model_dump()}}).named(name), found

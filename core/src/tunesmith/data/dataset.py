@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 from torch import Tensor
 
 from ..batch import Caption, Crop, Source, Window
 from ..config.datasets import SampleTable
-from ..errors import InputError
-from ..kinds import Kind, Piece, Probe, Unreadable
+from ..errors import InputError, TunesmithError
+from ..kinds import Kind, Piece, Probe, Unreadable, blame_kind
 from .funnel import Funnel
 from .pairing import Companion
 from .pictures import MASK, full_mask
@@ -103,6 +104,16 @@ class Dataset:
         """With a cache: how many parts of each sample are drawn and kept."""
         return self.table.num_variants if self.kind.draws else 1
 
+    def part(self, sample: Sample, generator: np.random.Generator | None) -> Part:
+        """Which part of its file a sample is: the one that the settings fix, or one drawn."""
+        try:
+            return self.kind.part(sample.piece, generator)
+        except TunesmithError:
+            raise
+        except Exception as error:
+            blame_kind(error, self.table.kind, "part", sample.where)
+            raise
+
     def source(self, sample: Sample, caption: Caption, part: Part) -> Source:
         """A sample with a caption and a part of its file."""
         companions = tuple((role, Path(where)) for role, where in sample.companions)
@@ -120,6 +131,14 @@ class Dataset:
                 raise
             told = f"its {role} in dataset {self.companions[role].name!r} cannot be used ({error.reason})"  # told under the sample's name
             raise Unreadable(error.path, told) from error
+        except TunesmithError:
+            raise
+        except Exception as error:
+            if need in self.companions:
+                blame_kind(error, self.companions[need].kind.table.kind, "companion", source.companion(need) or source.file)
+            else:
+                blame_kind(error, self.table.kind, "load", source.file)
+            raise
 
     def recipe(self, need: str) -> str:
         """Names how an input is made of files, for the keys of the cache."""

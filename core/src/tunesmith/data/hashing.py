@@ -16,18 +16,23 @@ from typing import TypeAlias
 from ..errors import InputError
 from .database import explained, open_database
 
-_SCHEMA = "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, mtime_ns INT, inode INT, hash TEXT) WITHOUT ROWID"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS hashes (
+    path TEXT PRIMARY KEY, size INT, mtime_ns INT, ctime_ns INT, inode INT, hash TEXT
+) WITHOUT ROWID;
+"""
 _ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 DIGEST_SIZE = 20
 QUERY_FILES = 500
 """Files that are asked for in one statement."""
 SAVED_FILES = 64
 """Hashes of files just read that are remembered together at most."""
-_Identity: TypeAlias = tuple[int, int, int]
+_Identity: TypeAlias = tuple[int, int, int, int]
+_Row: TypeAlias = tuple[str, int, int, int, int, str]
 
 
 class FileHashes:
-    """Hashes of file contents (blake2b), remembered in an SQLite file by path, size, modification time and inode.
+    """Hashes of file contents (blake2b), remembered in an SQLite file by path, size, times of modification and change, and inode.
 
     May be used by several threads, and the file by several processes.
     """
@@ -69,7 +74,7 @@ class FileHashes:
                 yield file, found
         read = readers.map if readers is not None else map
         contents = iter(read(_content, [real for _, real, _ in unknown]))
-        fresh: list[tuple[str, int, int, int, str]] = []
+        fresh: list[_Row] = []
         try:
             for file, real, identity in unknown:
                 before(file)
@@ -100,18 +105,19 @@ class FileHashes:
             remembered = self._remembered([real for _, real, _ in asked])
             for file, real, identity in asked:
                 row = remembered.get(real)
-                yield file, row[3] if row is not None and row[:3] == identity else (real, identity)
+                yield file, row[1] if row is not None and row[0] == identity else (real, identity)
 
-    def _remembered(self, paths: Sequence[str]) -> dict[str, tuple[int, int, int, str]]:
-        query = f"SELECT path, size, mtime_ns, inode, hash FROM files WHERE path IN ({','.join('?' * len(paths))})"
+    def _remembered(self, paths: Sequence[str]) -> dict[str, tuple[_Identity, str]]:
+        query = f"SELECT path, size, mtime_ns, ctime_ns, inode, hash FROM hashes WHERE path IN ({','.join('?' * len(paths))})"
         with self._lock, explained(self.database):
-            return {path: (size, time, inode, content) for path, size, time, inode, content in self._connection.execute(query, paths)}
+            rows = self._connection.execute(query, paths)
+            return {path: ((size, mtime, ctime, inode), content) for path, size, mtime, ctime, inode, content in rows}
 
-    def _save(self, fresh: list[tuple[str, int, int, int, str]]) -> None:
+    def _save(self, fresh: list[_Row]) -> None:
         if fresh:
             with self._lock, explained(self.database), self._connection:
                 self._connection.execute("BEGIN IMMEDIATE")
-                self._connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", fresh)
+                self._connection.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?, ?, ?)", fresh)
             fresh.clear()
 
     def combined(self, paths: Iterable[Path]) -> str:
@@ -142,7 +148,7 @@ def _identified(file: str, folders: dict[str, tuple[str, bool]]) -> tuple[str, _
         of_blobs = _folder(os.path.dirname(real))[1]
     name = os.path.basename(real)
     blob = f"hub-{name}" if of_blobs and _ETAG.fullmatch(name) else None
-    return real, (status.st_size, status.st_mtime_ns, status.st_ino), blob
+    return real, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino), blob
 
 
 def _folder(path: str) -> tuple[str, bool]:

@@ -157,7 +157,7 @@ class Order:
             for index in np.sort(_joined(dataset)):
                 sample = dataset.samples[index]
                 parts = (self._variant(dataset, sample, variant) for variant in range(dataset.variants))
-                for part in parts if dataset.kind.draws else [dataset.kind.part(sample.piece, None)]:
+                for part in parts if dataset.kind.draws else [dataset.part(sample, None)]:
                     yield dataset.source(sample, Caption(sample.captions[0]), part)
 
     def all_captions(self) -> tuple[Caption, ...]:
@@ -238,16 +238,16 @@ class Order:
         """Which part of its file a drawn sample is."""
         dataset = draw.dataset
         if not dataset.kind.draws:
-            return dataset.kind.part(sample.piece, None)
+            return dataset.part(sample, None)
         if self.cached:
             where = (draw.epoch, dataset.name, draw.index, draw.repeat)
             return self._variant(dataset, sample, int(numpy_generator(self.seed, "variant", *where).integers(dataset.variants)))
         generator = numpy_generator(self.seed, "crop", dataset.name, sample.name, "epoch", draw.epoch, draw.repeat)
-        return dataset.kind.part(sample.piece, generator)
+        return dataset.part(sample, generator)
 
     def _variant(self, dataset: Dataset, sample: Sample, variant: int) -> tuple[Crop, Window | None]:
         """One of the parts that are fixed for a sample when there is a cache."""
-        return dataset.kind.part(sample.piece, numpy_generator(self.seed, "crop", dataset.name, sample.name, variant))
+        return dataset.part(sample, numpy_generator(self.seed, "crop", dataset.name, sample.name, variant))
 
 
 def _joined(dataset: Dataset) -> NDArray[np.int64]:

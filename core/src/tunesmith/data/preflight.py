@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, get_args
 
 from ..family import Family
@@ -162,7 +163,11 @@ def _origin(dataset: Dataset) -> str:
     if dataset.table.path is not None:
         return dataset.table.path
     source = dataset.table.source or {}
-    settings = ", ".join(f"{key} = {value!r}" for key, value in source.items() if key != "plugin" and value is not None)
+    settings = ", ".join(
+        f"{key} = {(str(value) if isinstance(value, PurePath) else value)!r}"
+        for key, value in source.items()
+        if key != "plugin" and value is not None
+    )
     return f"{source.get('plugin')}: {settings}"
 
 

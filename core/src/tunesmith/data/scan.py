@@ -15,10 +15,10 @@ from typing import Any
 
 from ..config.datasets import DatasetTable, SampleTable
 from ..config.tables import RunTable, as_stem
-from ..errors import InputError
+from ..errors import InputError, TunesmithError
 from ..family import Family
 from ..hooks import blamed_on
-from ..kinds import Kind, KindPlugin, Piece, Probe, Unfit, Unreadable
+from ..kinds import Kind, KindPlugin, Piece, Probe, Unfit, Unreadable, blame_kind
 from ..listing.files import list_files
 from ..listing.index import Index, NoText
 from ..plugin import Plugin
@@ -198,7 +198,13 @@ class _Scanner:
         captions = self.captions.of(entry.name, entry.columns, text)
         pairs = [(role, companion.of(entry.name)) for role, companion in self.companions.items()]
         given = tuple((role, file) for role, file in pairs if file is not None)
-        made = self.kind.pieces(probe, entry.name)
+        try:
+            made = self.kind.pieces(probe, entry.name)
+        except TunesmithError:
+            raise
+        except Exception as error:
+            blame_kind(error, self.kind.table.kind, "pieces", entry.where)
+            raise
         pieces = self._pieces.setdefault(made, made)
         if len(pieces) == 1:
             return [Sample(entry.where, entry.name, captions, probe, pieces[0], given)]

@@ -22,7 +22,7 @@ from .mirror import list_url
 _LOCAL = ("file://", "local://")
 
 
-def list_files(table: DatasetTable, kind: Kind[Any], folder: Path, funnel: Funnel, source: SourcePlugin[Any] | None = None) -> Listing:
+def list_files(table: DatasetTable, kind: Kind[Any], folder: Path, funnel: Funnel, source: SourcePlugin[Any, Any] | None = None) -> Listing:
     """The files of a dataset in the order of their names; none of them is opened, but for a file list itself.
 
     All files are counted in `funnel.total`, and those that cannot be used are told to it. Files from elsewhere are kept
@@ -47,7 +47,7 @@ def list_files(table: DatasetTable, kind: Kind[Any], folder: Path, funnel: Funne
     raise InputError(f"the dataset's `path` {name!r} is not a folder, nor a file list ({lists}); relative paths start at the config file")
 
 
-def _from_plugin(source: SourcePlugin[Any], told: dict[str, Any], kind: Kind[Any], folder: Path, funnel: Funnel) -> Listing:
+def _from_plugin(source: SourcePlugin[Any, Any], told: dict[str, Any], kind: Kind[Any], folder: Path, funnel: Funnel) -> Listing:
     """What the plugin lists and can be used, in the order of the names; what it lost counts too."""
     settings: Settings = source.source_type.model_validate({key: value for key, value in told.items() if key != "plugin"})
     before = _lost(funnel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +13,7 @@ from typing import Any, TypeAlias
 from ..data.funnel import Funnel
 from ..kinds import Kind
 from ..sources import Entry, Listing
+from ..words import printable
 
 AnyKind: TypeAlias = Kind[Any] | type[Kind[Any]]
 NO_COLUMNS: Mapping[str, Any] = MappingProxyType({})
@@ -20,6 +22,10 @@ OUTSIDE = "a link that leaves the dataset's folder is not followed"
 NOT_TEXT = "its name is not UTF-8; rename it"
 NO_FILE = "not a file with content but a folder, pipe or device"
 
+_BESIDE = frozenset((".txt", ".json", ".csv", ".jsonl", ".parquet"))
+"""Endings of captions and file lists, which lie beside the files of any kind."""
+_ENDINGS_TOLD = 5
+
 _Found: TypeAlias = tuple[str, str, str | None]
 """Name, path, and why the file cannot be used."""
 
@@ -27,16 +33,18 @@ _Found: TypeAlias = tuple[str, str, str | None]
 def list_folder(folder: Path, kind: AnyKind, funnel: Funnel) -> Listing:
     """The files of a kind below a folder, in the order of their names; nothing is opened.
 
-    Hidden files and folders are left out. What looks like a file of the kind and cannot be used is told to the funnel.
+    Hidden files and folders are left out. What looks like a file of the kind and cannot be used is told to the funnel, and
+    a note says what other files there are.
     """
     homes = homes_of(folder)
     found: list[_Found] = []
+    others: Counter[str] = Counter()
     waiting = [(str(folder.absolute()), "")]
     while waiting:
         where, prefix = waiting.pop()
         try:
             with os.scandir(where) as listed:
-                folders, files = _sorted_out(listed, prefix, kind, homes)
+                folders, files = _sorted_out(listed, prefix, kind, homes, others)
         except OSError as error:
             found.append((prefix or "./", where, f"a folder that cannot be listed ({error.strerror})"))
         else:
@@ -47,6 +55,8 @@ def list_folder(folder: Path, kind: AnyKind, funnel: Funnel) -> Listing:
     for name, _, reason in found:
         if reason is not None:
             funnel.lose("readable", reason, name)
+    if others:
+        funnel.notes.append(_not_looked_at(others, kind, empty=not found))
     return Listing([Entry(name, where, NO_COLUMNS) for name, where, reason in found if reason is None], homes)
 
 
@@ -99,9 +109,9 @@ def is_text(name: str) -> bool:
 
 
 def _sorted_out(
-    listed: Iterator[os.DirEntry[str]], prefix: str, kind: AnyKind, homes: Sequence[Path]
+    listed: Iterator[os.DirEntry[str]], prefix: str, kind: AnyKind, homes: Sequence[Path], others: Counter[str]
 ) -> tuple[list[tuple[str, str]], list[_Found]]:
-    """What a folder holds: folders to go on with, by path and name, and files."""
+    """What a folder holds: folders to go on with, by path and name, and files; the endings of `others` are counted."""
     wanted = kind.suffixes | kind.other_suffixes
     folders: list[tuple[str, str]] = []
     files: list[_Found] = []
@@ -113,9 +123,20 @@ def _sorted_out(
             folders.append((entry.path, f"{name}/"))
         elif entry.is_symlink() and os.path.isdir(entry.path):
             files.append((f"{name}/", entry.path, "a linked folder is not followed"))
-        elif os.path.splitext(entry.name)[1].lower() in wanted:
+        elif (ending := os.path.splitext(entry.name)[1].lower()) in wanted:
             files.append((name, entry.path, _complaint(entry, name, kind, homes)))
+        elif ending not in _BESIDE:
+            others[ending] += 1
     return folders, files
+
+
+def _not_looked_at(others: Counter[str], kind: AnyKind, *, empty: bool) -> str:
+    """What is said of files with endings that are not the kind's; where there are none of the kind, with a hint."""
+    count = others.total()
+    ranked = sorted(others, key=lambda ending: (-others[ending], ending))
+    told = ", ".join(printable(ending) or "nothing" for ending in ranked[:_ENDINGS_TOLD]) + (", ..." if len(ranked) > _ENDINGS_TOLD else "")
+    note = f"not looked at: {count} {'file that ends' if count == 1 else 'files that end'} in {told}"
+    return f"{note}; `kind` says what the files are, and this one reads {endings(kind)}" if empty else note
 
 
 def _complaint(entry: os.DirEntry[str], name: str, kind: AnyKind, homes: Sequence[Path]) -> str | None:

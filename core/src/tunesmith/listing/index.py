@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Generic, TypeAlias, TypeVar
 
 from ..data.database import explained, open_database
-from ..kinds import Probe, Unreadable
+from ..kinds import Kind, Probe, Unreadable, blame_kind
 from .folder import AnyKind, within
 
 READERS = 8
@@ -52,7 +52,7 @@ class NoText:
 
 
 class Index:
-    """Probes and texts of files, remembered in an SQLite file by path, size, modification time and inode.
+    """Probes and texts of files, remembered in an SQLite file by path, size, times of modification and change, and inode.
 
     Without a file nothing is remembered. May be used by several threads, and the file by several processes.
     """
@@ -140,6 +140,7 @@ class _Probes(_Reading[Probe | Unreadable]):
 
     def __init__(self, kind: AnyKind) -> None:
         self.name = kind.probing
+        self._kind = kind.table.kind if isinstance(kind, Kind) else kind.probing
         self._probe = kind.probe
 
     def look(self, file: str) -> os.stat_result | Unreadable:
@@ -155,7 +156,7 @@ class _Probes(_Reading[Probe | Unreadable]):
             cause = error.__cause__
             return error, not (isinstance(cause, OSError) and cause.strerror)  # the system's, not the decoder's, may pass
         except Exception as error:  # a kind's own mistake, which its file helps to find
-            error.add_note(f"in the probe {self.name!r} of {file}")
+            blame_kind(error, self._kind, "probe", file)
             raise
 
     def row(self, result: Probe | Unreadable) -> _Row:
@@ -280,7 +281,7 @@ def _split(file: str) -> tuple[bytes, bytes]:
 
 def _state(status: os.stat_result) -> str:
     """What changes with a file; a text, because inodes and times may exceed the integers of SQLite."""
-    return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 
 def _storable(reason: str) -> str:

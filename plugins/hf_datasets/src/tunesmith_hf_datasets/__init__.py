@@ -1,5 +1,5 @@
 """Datasets of the Hugging Face Hub, and local copies of them, for Tunesmith."""
 
-from .plugin import HfDatasets, HfDatasetsSettings, HubDataset
+from .plugin import HfDatasets, HubDataset
 
-__all__ = ["HfDatasets", "HfDatasetsSettings", "HubDataset"]
+__all__ = ["HfDatasets", "HubDataset"]

@@ -6,17 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tunesmith import Entry, Funnel, InputError, Kind, Listing, ModelSource, SampleTable, Settings, SourcePlugin, Stage
+from pydantic import ValidationInfo, ValidatorFunctionWrapHandler, field_validator
+
+from tunesmith import Entry, Funnel, InputError, Kind, Listing, ModelSource, NoSettings, SampleTable, Settings, SourcePlugin, Stage
 
 from .files import Kept, keep_files
 from .tables import file_column, load, undecoded
 
 CAPTION_COLUMNS = ("caption", "text")
 """Columns of captions where the table names none."""
-
-
-class HfDatasetsSettings(Settings):
-    """`[plugins.hf_datasets]`: nothing to set; each dataset has settings of its own."""
 
 
 class HubDataset(Settings):
@@ -33,19 +31,33 @@ class HubDataset(Settings):
     file_column: str | None = None
     """Column that holds the files; the only one of the dataset's kind when not given."""
 
+    @field_validator("dataset", mode="wrap")
+    @classmethod
+    def _there(cls, value: Any, read: ValidatorFunctionWrapHandler, info: ValidationInfo) -> str:
+        place: str = read(value)
+        base = info.context["base"] if info.context else ""
+        if os.path.isfile(os.path.join(base, os.path.expanduser(value))):
+            raise ValueError("is a file; give the folder that it lies in, whose parquet files are read together")
+        if value.startswith((".", "~", "/")) and not os.path.isdir(place):
+            raise ValueError(f"there is no folder {place}; a dataset of the Hub is named as it is there, NAME or OWNER/NAME")
+        return place
 
-class HfDatasets(SourcePlugin[HfDatasetsSettings]):
+
+class HfDatasets(SourcePlugin[NoSettings, HubDataset]):
     """Lists the files of a Hugging Face dataset."""
 
     stage = Stage.LOAD
-    source_type = HubDataset
 
-    def listing(self, settings: Settings, kind: Kind[Any], folder: Path, funnel: Funnel) -> Listing:
+    @classmethod
+    def dataset_name(cls, settings: HubDataset) -> str:
+        """The dataset's own name."""
+        return settings.dataset
+
+    def listing(self, settings: HubDataset, kind: Kind[Any], folder: Path, funnel: Funnel) -> Listing:
         """The files of a dataset's rows; what lies inside of its tables is written out below `folder` once.
 
         The rows' captions are the entries' columns. InputError if the dataset cannot be loaded or holds no such files.
         """
-        assert isinstance(settings, HubDataset)
         table = load(settings)
         column = file_column(table, settings, kind)
         captions = _captions(table, settings, kind)

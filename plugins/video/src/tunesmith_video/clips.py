@@ -46,7 +46,7 @@ def window_frames(seconds: float, source_fps: float, fps: float) -> int:
 def read_frames(file: Path, window: Window, crop: Crop, limits: Limits) -> Tensor:
     """A window's frames, float32 [3, F, H, W] in [-1, 1]; Unreadable if they cannot be decoded.
 
-    Frame k shows what is nearest to `start + k / fps` seconds, no later than half a source frame after it. Frames are
+    Frame k shows the last source frame that comes no later than half a source frame after `start + k / fps`. Frames are
     resized to `crop.resize` as they come, turned upright, and `crop.size` is cut out.
     """
     width, height = crop.size

@@ -24,6 +24,9 @@ AUDIO_FORMATS = "wav,w64,mp3,flac,ogg,aac,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
 """What a file may be, whatever its ending. Playlists and the like are not among them: they name other files."""
 DAMAGE = (ValueError, ArithmeticError, LookupError, MemoryError)
 """What damaged headers make of PyAV's own arithmetic, besides its own errors."""
+MOST_BOXES = 10_000
+"""So many parts of a file are looked through for its index."""
+CUT_OFF = "its index is missing: it was probably cut off; copy or download it again"
 MIN_RATE, MAX_RATE = 0.01, 1_000_000.0
 """Frames a second that are believed."""
 FAST = 1_000.0
@@ -71,7 +74,7 @@ def video_stream(container: InputContainer, file: Path) -> VideoStream:
             if stream.codec_context is None:
                 raise Unreadable(file, "its codec is not known here")
             return stream
-    raise Unreadable(file, "it has no moving pictures")
+    raise Unreadable(file, CUT_OFF if _lacks_index(file) else "it has no moving pictures")
 
 
 def audio_stream(container: InputContainer) -> AudioStream | None:
@@ -168,6 +171,24 @@ def _is_whole(stream: VideoStream, file: Path) -> bool:
     return last is None or last.pos + last.size <= file.stat().st_size
 
 
+def _lacks_index(file: Path) -> bool:
+    """Whether a file is an mp4, and none of the boxes that it consists of is its index, or that is not whole."""
+    length, place = file.stat().st_size, 0
+    with file.open("rb") as read:
+        for _ in range(MOST_BOXES):
+            read.seek(place)
+            head = read.read(16)
+            if not place and head[4:8] != b"ftyp":
+                return False
+            size = int.from_bytes(head[8:16] if head[:4] == b"\0\0\0\1" else head[:4], "big")
+            place += size
+            if head[4:8] == b"moov":
+                return place > length
+            if size < 8 or place >= length:
+                return True
+    return False
+
+
 def _square(stream: VideoStream, size: tuple[int, int]) -> tuple[int, int]:
     """The size with square pixels, where a header tells believably that they are not."""
     ratio = stream.sample_aspect_ratio
@@ -183,5 +204,7 @@ def _opened(file: Path, formats: str) -> InputContainer:
     except (av.InvalidDataError, av.ArgumentError, EOFError) as error:  # also of formats that are not allowed
         with file.open("rb") as read:
             first = read.read(12)
+        if _lacks_index(file):
+            raise Unreadable(file, CUT_OFF) from error
         head = "not a film or sound that is read here, or its header is damaged"
         raise Unreadable(file, f"{head} (it begins with {first!r})" if first else "the file is empty") from error

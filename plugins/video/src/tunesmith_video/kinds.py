@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from tunesmith import (
+    AUDIO,
+    PIXELS,
     Crop,
     Family,
     Kind,
@@ -33,7 +35,7 @@ from .containers import AUDIO_FORMATS, VIDEO_FORMATS, audio_stream, extent_of, o
 from .sound import NoSound, Part, is_silent, read_sound, sound_of
 from .tables import AudioTable, VideoTable
 
-PIXELS, AUDIO, SOUND, MASK = "pixels", "audio", "sound", "mask"
+SOUND, MASK = "sound", "mask"
 SAMPLE_RATE, CHANNELS = 16_000, 1
 """Of sound for families that say nothing of it."""
 PLACE = Target((0, 0), (0, 0), 1.0)
@@ -106,7 +108,7 @@ class VideoKind(PixelKind[VideoTable]):
     def recipe(self, need: str) -> str:
         """How pixels and sound are made of a clip."""
         if need == AUDIO:
-            return f"sound-1 {self.sample_rate} {self.channels} {self.table.allow_silence}"
+            return f"sound-2 {self.sample_rate} {self.channels} {self.table.allow_silence}"
         return "video-2" if need == PIXELS else super().recipe(need)
 
     def files(self, source: Source, need: str) -> tuple[Path, ...]:
@@ -241,14 +243,15 @@ class AudioKind(Kind[AudioTable]):
 
     def recipe(self, need: str) -> str:
         """How sound is made of a file."""
-        return f"sound-1 {self.sample_rate} {self.channels}" if need in (AUDIO, SOUND) else super().recipe(need)
+        made = f"sound-2 {self.sample_rate} {self.channels} {self.table.allow_silence}"
+        return made if need in (AUDIO, SOUND) else super().recipe(need)
 
     def load(self, source: Source, need: str) -> Tensor:
         """A recording's part, [channels, samples] in [-1, 1]."""
         if need != AUDIO or source.window is None:
             return super().load(source, need)
         part = Part(source.window.start, source.window.frames, self.sample_rate, self.channels)
-        return _heard(source.file, read_sound(source.file, part, of_clip=False, lacks=0.1), self.table.allow_silence)
+        return _heard(source.file, part, of_clip=False, lacks=0.1, allow_silence=self.table.allow_silence)
 
     def companion(self, source: Source, file: Path | None, host: Kind[Any]) -> Tensor:
         """The sound of a clip's window, [channels, samples]: of the file beside it, or its own."""
@@ -260,7 +263,8 @@ class AudioKind(Kind[AudioTable]):
 def window_sound(source: Source, rate: int, channels: int, allow_silence: bool) -> Tensor:
     """The sound of a clip's window, [channels, samples]: of the file beside it if there is one, otherwise the clip's own.
 
-    Up to one frame may be missing at the end. With `allow_silence` all may be, and missing sound is silence.
+    Up to one frame may be missing at the end. With `allow_silence` all may be, and missing sound is silence; without it
+    a file whose every sample is zero is Unreadable, whether it is the clip or lies beside it.
     """
     if source.window is None:
         raise ValueError(f"{source} has no window")
@@ -268,19 +272,18 @@ def window_sound(source: Source, rate: int, channels: int, allow_silence: bool) 
     beside = source.companion(SOUND)
     lacks = math.inf if allow_silence else 1 / source.window.fps + 1e-6
     try:
-        if beside is None:
-            return read_sound(source.file, part, of_clip=True, lacks=lacks)
-        return _heard(beside, read_sound(beside, part, of_clip=False, lacks=lacks), allow_silence)
+        return _heard(beside or source.file, part, of_clip=beside is None, lacks=lacks, allow_silence=allow_silence)
     except NoSound:
         if not allow_silence:
             raise
         return torch.zeros((channels, part.samples))
 
 
-def _heard(file: Path, sound: Tensor, allow_silence: bool) -> Tensor:
-    """The sound, unless the whole file is silent and that is not allowed."""
-    if not allow_silence and not bool(sound.any()) and is_silent(file):
-        raise Unreadable(file, "every sample of it is zero; allow_silence = true uses it")
+def _heard(file: Path, part: Part, *, of_clip: bool, lacks: float, allow_silence: bool) -> Tensor:
+    """A part of a file's sound, unless all of the file's is silent and that is not allowed."""
+    sound = read_sound(file, part, of_clip=of_clip, lacks=lacks)
+    if not allow_silence and not bool(sound.any()) and is_silent(file, of_clip=of_clip):
+        raise Unreadable(file, "every sample of its sound is zero; allow_silence = true uses it as silent")
     return sound
 
 

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tunesmith import Config, Family, KindPlugin, Settings, Stage
+from tunesmith import Config, Family, KindPlugin, NoSettings, Stage
 
 from .kinds import AudioKind, VideoKind
 from .tables import AudioTable, VideoTable
 
 Complaint = tuple[tuple[str | int, ...], str]
+WITHOUT_CLIPS = frozenset({"image", "audio"})
+"""Kinds of datasets whose samples cannot have sound beside them."""
 
 
-class VideoSettings(Settings):
-    """Clips are described in `[[datasets]]`; there are no settings besides."""
-
-
-class AudioSettings(Settings):
-    """Sound is described in `[[datasets]]`; there are no settings besides."""
-
-
-class Video(KindPlugin[VideoSettings]):
+class Video(KindPlugin[NoSettings]):
     """Datasets of clips, decoded with PyAV."""
 
     stage = Stage.LOAD
@@ -42,18 +36,25 @@ class Video(KindPlugin[VideoSettings]):
                 )
 
 
-class Audio(KindPlugin[AudioSettings]):
+class Audio(KindPlugin[NoSettings]):
     """Datasets of sound: beside clips, or recordings of their own."""
 
     stage = Stage.LOAD
     kind = AudioKind
 
     def check(self, config: Config, family: Family) -> Iterator[Complaint]:
-        """Recordings for families that generate none, and sound that is not the family's."""
+        """Recordings for families that generate none, sound that is not the family's, and sound of what is no clip."""
+        kinds = {table.name: table.kind for table in config.datasets}
         for number, table in enumerate(config.datasets):
             if not isinstance(table, AudioTable):
                 continue
             yield from _sound_complaints(table, number, family)
+            if table.of is not None and kinds.get(table.of) in WITHOUT_CLIPS:
+                yield (
+                    ("datasets", number, "of"),
+                    f'of = {table.of!r}: that is a dataset of kind = "{kinds[table.of]}", and sound belongs to clips; '
+                    "name a dataset of clips, or take this one out",
+                )
             if table.of is None:
                 yield (
                     ("datasets", number, "kind"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -87,11 +88,21 @@ def read_sound(file: Path, part: Part, *, of_clip: bool, lacks: float) -> Tensor
     return torch.from_numpy(out).clamp_(-1.0, 1.0)
 
 
-def is_silent(file: Path) -> bool:
-    """Whether every sample of a file of sound is zero, or it has none; it is decoded until one is not."""
-    with opened(file, AUDIO_FORMATS) as container:
+def is_silent(file: Path, *, of_clip: bool) -> bool:
+    """Whether every sample of a file's sound is zero, or it has none; it is decoded until one is not."""
+    with opened(file, VIDEO_FORMATS if of_clip else AUDIO_FORMATS) as container:
         stream = audio_stream(container)
-        return stream is None or not any(frame.to_ndarray().any() for frame in container.decode(stream))
+        if stream is None:
+            return True
+        with suppress(av.InvalidDataError):  # as where sound is read: what was there before the damage counts
+            return not any(_sounds(frame) for frame in container.decode(stream))
+        return True
+
+
+def _sounds(frame: AudioFrame) -> bool:
+    """Whether a sample of a frame is not zero, which for unsigned bytes is 128."""
+    zero = 128 if frame.format.name.startswith("u8") else 0
+    return bool((frame.to_ndarray() != zero).any())
 
 
 def resampled(values: NDArray[np.float32], source: int, rate: int) -> NDArray[np.float32]:

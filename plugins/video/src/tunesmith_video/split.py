@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -13,9 +13,10 @@ import av
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
+from av.container import OutputContainer
 from numpy.typing import NDArray
 
-from tunesmith import InputError, Unreadable
+from tunesmith import InputError, TunesmithError, Unreadable
 
 from .containers import VIDEO_FORMATS, audio_stream, opened, origin_of, video_stream
 from .kinds import VideoKind
@@ -25,6 +26,25 @@ PARTIAL = ".partial-"
 """Files are written under names that begin so, and get their own when they are whole."""
 CHUNK = 65_536
 """Samples of silence that are written at once."""
+CONTAINERS = {
+    "mov,mp4,m4a,3gp,3g2,mj2": ((".mp4", ".mov", ".m4v", ".3gp"), "mp4"),
+    "matroska,webm": ((".mkv", ".webm"), "matroska"),
+    "avi": ((".avi",), "avi"),
+    "mpegts": ((".ts", ".m2ts", ".mts"), "mpegts"),
+    "mpeg": ((".mpg", ".mpeg"), "mpeg"),
+    "flv": ((".flv",), "flv"),
+    "asf": ((".wmv",), "asf"),
+    "ogg": ((".ogv",), "ogg"),
+    "h264": ((".h264", ".264"), "h264"),
+    "hevc": ((".hevc", ".265"), "hevc"),
+}
+"""By the name under which containers are read: endings that mean them where they are written, and their name for all others."""
+WRITING = (av.FFmpegError, OSError, ValueError)
+"""What PyAV raises where a container cannot be written."""
+
+
+class Unwritten(TunesmithError):
+    """A file that cannot be written, and why."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +83,19 @@ def split(source: Path, target: Path, strip: bool) -> Iterator[Outcome]:
             yield Outcome(name, f"left out: {taken[sound]} has the same name but for its ending, and its sound would too", failed=True)
         else:
             taken[sound] = name
-            yield _made(name, file, sound, into, write_sound)
+            heard = _made(name, file, sound, into, write_sound)
+            yield heard
             if strip:
-                yield _made(name, file, target / name, into, write_pictures)
+                seen = _made(name, file, target / name, into, write_pictures)
+                if not seen.failed or seen != heard:  # one reason for both is told once
+                    yield seen
 
 
 def write_sound(file: Path, target: Path) -> None:
-    """Write a video's sound as 16 bit WAV that begins with its first frame; NoSound if it has none, Unreadable if it is damaged."""
+    """Write a video's sound as 16 bit WAV that begins with its first frame.
+
+    NoSound if it has none, Unreadable if it is damaged, Unwritten if writing fails.
+    """
     with opened(file, VIDEO_FORMATS) as container:
         stream = audio_stream(container)
         if stream is None:
@@ -78,13 +104,14 @@ def write_sound(file: Path, target: Path) -> None:
         rate, layout = stream.codec_context.sample_rate, stream.codec_context.layout
         base, mixer = stream.time_base or Fraction(1, rate), AudioResampler(format="s16", layout=layout.name, rate=rate)
         written = 0
-        with av.open(os.fspath(target), mode="w", format="wav") as out:
+        with _output(target, "wav") as out:
             sound = out.add_stream("pcm_s16le", rate=rate, layout=layout.name)
 
             def write(samples: NDArray[np.int16]) -> int:
                 frame = AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="s16", layout=layout.name)
                 frame.sample_rate, frame.pts, frame.time_base = rate, written, Fraction(1, rate)
-                out.mux(sound.encode(frame))
+                with _writing("WAV"):
+                    out.mux(sound.encode(frame))
                 return frame.samples
 
             for frame in container.decode(stream):
@@ -99,21 +126,54 @@ def write_sound(file: Path, target: Path) -> None:
                     place += mixed.samples
                     if samples.shape[1]:
                         written += write(samples.astype(np.int16, copy=False))
-            out.mux(sound.encode(None))
+            with _writing("WAV"):
+                out.mux(sound.encode(None))
 
 
 def write_pictures(file: Path, target: Path) -> None:
-    """Write a video's pictures, as they are encoded, without its sound; Unreadable if it is damaged."""
+    """Write a video's pictures, as they are encoded and in a container of the same kind, without its sound.
+
+    Unreadable if it is damaged, Unwritten if writing fails.
+    """
     with opened(file, VIDEO_FORMATS) as container:
         stream = video_stream(container, file)
-        with av.open(os.fspath(target), mode="w") as out:
-            copied = out.add_stream_from_template(stream)
+        endings, muxer = CONTAINERS.get(container.format.name, ((target.suffix.lower(),), None))
+        with _output(target, None if target.suffix.lower() in endings else muxer) as out:
+            written = out.format.name
+            with _writing(written):
+                copied = out.add_stream_from_template(stream)
             if stream.average_rate:  # a container without it makes readers guess, from a few times
                 copied.codec_context.framerate = stream.average_rate
             for packet in container.demux(stream):
                 if packet.size:
                     packet.stream = copied
-                    out.mux(packet)
+                    with _writing(written):
+                        out.mux(packet)
+
+
+@contextmanager
+def _output(target: Path, muxer: str | None) -> Iterator[OutputContainer]:
+    """A container to write, of the kind that its ending says where none is given; closed at the end."""
+    with _writing(muxer or target.suffix):
+        out = av.open(os.fspath(target), mode="w", format=muxer)
+    try:
+        yield out
+    except BaseException:
+        with suppress(*WRITING):
+            out.close()
+        raise
+    with _writing(out.format.name):
+        out.close()
+
+
+@contextmanager
+def _writing(container: str) -> Iterator[None]:
+    """What writing raises becomes Unwritten, so that it is not taken for damage of what is read."""
+    try:
+        yield
+    except WRITING as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise Unwritten(f"as {container} ({reason})") from error
 
 
 def _videos(source: Path) -> tuple[list[Path], Path]:
@@ -144,6 +204,8 @@ def _made(name: str, file: Path, target: Path, into: Path, write: Callable[[Path
         return Outcome(name, error.reason)
     except Unreadable as error:
         return Outcome(name, error.reason, failed=True)
+    except Unwritten as error:
+        return Outcome(name, f"cannot write {target} {error}", failed=True)
     except OSError as error:
         return Outcome(name, f"cannot write {target}: {error.strerror}", failed=True)
     finally:

@@ -42,7 +42,7 @@ class VideoTable(PixelTable):
     auto_split: bool | None = None
     """Take the sound out of the clips themselves; so it is when not given where the family cannot be trained without sound."""
     allow_silence: bool = False
-    """A clip without sound counts as silent, and sound that ends too early as followed by silence; else they are left out."""
+    """A clip without sound, or with zeros alone, is silent, and sound that ends too early goes on silent; else they are left out."""
     sample_rate: int | None = Field(None, ge=1_000, le=192_000)
     """Samples a second of the sound; the family's own when not given."""
     channels: Literal[1, 2] | None = None
