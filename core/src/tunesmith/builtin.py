@@ -117,8 +117,7 @@ def aim_at_base(run: Run, step: Step) -> None:
 
     Without adapters there is no such prediction, and the samples are ordinary ones.
     """
-    dataset = run.datasets[step.batch.sources[0].dataset]
-    if not (dataset.table.is_regularisation and run.model.adapters):
+    if not run.model.adapters or not run.datasets[step.batch.sources[0].dataset].table.is_regularisation:
         return
     denoiser = run.model.denoiser
     was_training = denoiser.training

@@ -79,6 +79,7 @@ def blamed_on(name: str, what: str) -> Iterator[None]:
         raise
 
 
+@functools.cache
 def _result_type(hook: str) -> type:
     """What the hooks with one provider give; imported late, for these modules need torch."""
     from .batch import Batch
@@ -165,6 +166,7 @@ class HookCaller:
         for plugin in self.plugins:  # LIFO: the last registered wrapper is the outermost
             self.manager.register(plugin, plugin.name)
         self.manager.check_pending()
+        self._acts_on_steps = bool(self.manager.hook.on_step.get_hookimpls())
 
     def load_model(self, run: Run, part: Part) -> Model:
         """Load one part of the model."""
@@ -184,7 +186,8 @@ class HookCaller:
 
     def on_step(self, run: Run, step: Step) -> None:
         """Tell every plugin that an optimizer step is done."""
-        self.manager.hook.on_step(run=run, step=step)
+        if self._acts_on_steps:
+            self.manager.hook.on_step(run=run, step=step)
 
     def validate(self, run: Run, report: Report) -> None:
         """Let every plugin add to the report."""

@@ -57,6 +57,7 @@ class Trainer:
         self.progress = run.progress
         self.accumulation = run.config.run.gradient_accumulation
         self.sigmas = SigmaSampler(run.config.noise, run.family.noise_shift)
+        self.given = frozenset(name for name, dataset in run.datasets.items() if dataset.table.gives_first_frame)
         self.reported = (run.step, time.perf_counter())
 
     def train(self) -> None:
@@ -135,7 +136,7 @@ class Trainer:
 
     def first_frame_given(self, batch: Batch) -> bool:
         """Whether the first frame of these samples, which are of one dataset, is given to the model."""
-        return self.run.datasets[batch.sources[0].dataset].table.gives_first_frame
+        return batch.sources[0].dataset in self.given
 
     def prepare(self, drawn: Drawn) -> Step:
         """A micro-batch on the run's device, its noise mixed into the latents."""
