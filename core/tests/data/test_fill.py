@@ -73,7 +73,7 @@ def test_two_processes_share_the_work_and_encode_nothing_twice(tmp_path):
 
 
 def test_killed_at_random_moments_a_cache_is_completed_and_equals_the_undisturbed_one(tmp_path):
-    pictures(tmp_path / "set", 60)
+    pictures(tmp_path / "set", 10 * KILLS)
     assert int(filled_by(tmp_path, "kill", str(KILLS), "0.02")) == KILLS
     begun = encoded(tmp_path)
     assert len({process for process, _, _ in begun}) > 1
