@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 FEATURE_HOMES = ("models", "losses", "offload", "plugins")
 TOP = ("core", *FEATURE_HOMES, "tests", "examples", "docs", "requirements", ".ci")
-MADE = {"__pycache__", "dist", "runs", "cache"}
+MADE = {"__pycache__", "dist"}
 
 
 @dataclass(frozen=True)

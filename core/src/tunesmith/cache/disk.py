@@ -13,10 +13,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..data.database import explained
 from ..errors import InputError
 from .claims import Claims
 from .codec import Compression, pack, unpack
-from ..data.database import explained
 from .index import INDEX, PLACE, Place, changing, open_index, packed_keys, rows_of
 from .locks import Writer, lock
 from .shards import Shards, checksum

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
 from ..data.database import explained, open_database
+from ..errors import InputError
 
 INDEX = "index.sqlite"
 VERSION = 2

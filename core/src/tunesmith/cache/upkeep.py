@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..data.database import explained
 from ..errors import InputError
 from .disk import IN_USE
-from ..data.database import explained
 from .index import INDEX, PLACE, Place, changing, open_index, unpacked_keys
 from .locks import Writer, described, is_alive, lock
 from .shards import Shards
