@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
 
@@ -18,7 +19,8 @@ from safetensors.torch import save
 from tunesmith import Caption, Crop, Field, InputError, Window
 from tunesmith.cache import codec, shards
 from tunesmith.cache import disk as module
-from tunesmith.cache.disk import Cache, caption_key, sample_key
+from tunesmith.cache.disk import Cache
+from tunesmith.cache.store import caption_key, sample_key
 from tunesmith.data.database import open_database
 
 LATENTS = Field("latents", "vae-1", per_sample=True)
@@ -214,6 +216,17 @@ def test_locks_that_do_not_work_are_told_with_the_setting(tmp_path):
     with pytest.raises(InputError, match=r"\[run\] cache_dir: .*index.sqlite cannot be used .*network file systems.*local disk"):
         open_database(path, "CREATE TABLE a (b)", patience=0.01)
     holder.close()
+
+
+def test_many_that_make_the_same_new_file_at_once_all_get_it(tmp_path):
+    def make(path: Path, together: threading.Barrier) -> None:
+        together.wait()
+        open_database(path, "CREATE TABLE IF NOT EXISTS a (b)").close()
+
+    with ThreadPoolExecutor(4) as processes:
+        for number in range(50):
+            together = threading.Barrier(4)
+            list(processes.map(make, [tmp_path / f"{number}.sqlite"] * 4, [together] * 4))
 
 
 def test_a_cache_folder_that_cannot_be_made_is_told_with_the_setting(tmp_path):

@@ -5,7 +5,8 @@ import torch
 
 from core.tests.data.support import FIELDS, CountingRun, Quiet, ordered, picture, pictures
 from tunesmith import Caption, Field, InputError, Ragged, RunFailed
-from tunesmith.cache.disk import Cache, sample_key
+from tunesmith.cache.disk import Cache
+from tunesmith.cache.store import sample_key
 from tunesmith.data.dataset import Dataset
 from tunesmith.data.images import load_pixels
 from tunesmith.encoding.encode import read_caption_fields

@@ -20,9 +20,7 @@ from .codec import Compression, pack, unpack
 from .index import INDEX, PLACE, Place, changing, open_index, packed_keys, rows_of
 from .locks import Writer, lock
 from .shards import Shards, checksum
-from .store import Store, caption_key, sample_key
-
-__all__ = ["Cache", "caption_key", "sample_key"]
+from .store import Store
 
 GROUP_ENTRIES = 256
 """Entries that are committed together at most."""

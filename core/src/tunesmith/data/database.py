@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,10 +36,26 @@ def open_database(path: Path, schema: str, patience: float = PATIENCE) -> sqlite
         except OSError as error:
             raise InputError(f"[run] cache_dir: {path.parent} cannot be made ({error.strerror}); choose another folder") from error
         connection = sqlite3.connect(path, timeout=patience, check_same_thread=False, isolation_level=None)
-        [mode] = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        mode = _write_ahead(connection, patience)
         if mode != "wal":
             connection.close()
             raise sqlite3.NotSupportedError(f"journal mode {mode} instead of wal")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.executescript(schema)
         return connection
+
+
+def _write_ahead(connection: sqlite3.Connection, patience: float) -> str:
+    """Ask for a write-ahead log; the mode that SQLite answers with.
+
+    While two processes make the same new file, SQLite refuses one of them at once, whatever the connection's own patience.
+    """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            [mode] = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            return str(mode)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
