@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email import message_from_string
 from email.message import Message
@@ -52,17 +52,22 @@ def load_class(name: str, plugins: Mapping[str, list[InstalledPlugin]] | None = 
     candidates = (installed() if plugins is None else plugins).get(name, [])
     if not candidates:
         raise InputError(_not_installed(name, installed() if plugins is None else plugins))
-    if len(candidates) > 1:
-        raise InputError(f"plugin {name!r} is provided by {' and '.join(one.origin for one in candidates)}; uninstall all but one")
-    [plugin] = candidates
-    claim = f"plugin {name!r} ({plugin.origin}) is installed but"
-    try:
-        loaded = metadata.EntryPoint(name, plugin.entry_point, GROUP).load()
-    except (Exception, SystemExit) as error:  # whatever a stranger's module raises; the user is told what and where
-        raise InputError(f"{claim} cannot be imported: {cause(error)}") from error
+    claim, loaded = load_entry_point("plugin", name, candidates, GROUP)
     if not (isinstance(loaded, type) and issubclass(loaded, Plugin)):
         raise InputError(f"{claim} cannot be used: {'; '.join(complaints(loaded))}")
     return loaded
+
+
+def load_entry_point(what: str, name: str, candidates: Sequence[InstalledPlugin], group: str) -> tuple[str, Any]:
+    """What the one candidate's entry point names, and how a complaint about it begins; InputError if it cannot be imported."""
+    if len(candidates) > 1:
+        raise InputError(f"{what} {name!r} is provided by {' and '.join(one.origin for one in candidates)}; uninstall all but one")
+    [plugin] = candidates
+    claim = f"{what} {name!r} ({plugin.origin}) is installed but"
+    try:
+        return claim, metadata.EntryPoint(name, plugin.entry_point, group).load()
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises; the user is told what and where
+        raise InputError(f"{claim} cannot be imported: {cause(error)}") from error
 
 
 def described(name: str) -> str:

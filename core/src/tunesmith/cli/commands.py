@@ -64,18 +64,9 @@ def _announced() -> Mapping[str, list[InstalledPlugin]]:
 
 
 def _load(name: str, claims: list[InstalledPlugin]) -> typer.Typer:
-    from importlib import metadata
+    from ..discovery import load_entry_point
 
-    from ..discovery import cause
-
-    if len(claims) > 1:
-        raise InputError(f"command {name!r} is provided by {' and '.join(one.origin for one in claims)}; uninstall all but one")
-    [claim] = claims
-    head = f"command {name!r} ({claim.origin}) is installed but"
-    try:
-        loaded = metadata.EntryPoint(name, claim.entry_point, COMMANDS).load()
-    except (Exception, SystemExit) as error:  # whatever a stranger's module raises; the user is told what and where
-        raise InputError(f"{head} cannot be imported: {cause(error)}") from error
+    head, loaded = load_entry_point("command", name, claims, COMMANDS)
     if not isinstance(loaded, typer.Typer):
         raise InputError(f"{head} cannot be used: its entry point names {type(loaded).__name__} and no Typer app")
     return loaded
