@@ -138,10 +138,9 @@ def look_for_samples(
     samples = scanner.samples(listing, around.index)
     chosen = _chosen(samples, table.max_samples, funnel)
     funnel.notes += scanner.captions.notes()
-    if type(kind).remarks is not Kind.remarks:
-        funnel.notes += kind.remarks({sample.name: sample.probe for sample in chosen})
+    probes = {sample.name: sample.probe for sample in chosen} if companions or type(kind).remarks is not Kind.remarks else {}
+    funnel.notes += kind.remarks(probes)
     for companion in companions.values():
-        probes = {sample.name: sample.probe for sample in chosen}
         funnel.notes += notes_on(companion, [entry.name for entry in listing.entries], probes)
     return Dataset(table, kind, funnel.dataset, table.batch_size or around.run.batch_size, chosen, funnel, companions)
 

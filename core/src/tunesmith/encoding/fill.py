@@ -7,6 +7,8 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from dataclasses import field as attribute
 from functools import partial
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
@@ -75,33 +77,23 @@ def fill(
     order.require_batches()
 
 
+@dataclass
 class _Filling(Generic[T]):
     """The filling with one kind of things: first all are looked at, in chunks, then what is missing is made.
 
     Things are known by their positions, so that millions of them need little memory.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        cache: Store,
-        work: Work[T],
-        progress: Stages,
-        watch: Watch,
-        decoders: ThreadPoolExecutor,
-        user: str,
-        first_part: int,
-    ) -> None:
-        self.run = run
-        self.cache = cache
-        self.work = work
-        self.progress = progress
-        self.watch = watch
-        self.decoders = decoders
-        self.user = user
-        self.part = first_part
-        self.left = array("q")
-        self.others: list[str] = []
+    run: Run
+    cache: Store
+    work: Work[T]
+    progress: Stages
+    watch: Watch
+    decoders: ThreadPoolExecutor
+    user: str
+    part: int
+    left: array[int] = attribute(default_factory=lambda: array("q"))
+    others: list[str] = attribute(default_factory=list)
 
     def complete(self) -> int:
         """Make everything that is missing; the number of the next part of the user's keys."""
