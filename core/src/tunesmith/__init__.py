@@ -21,13 +21,26 @@ if TYPE_CHECKING:
     from .events import Event
     from .family import Family, FamilyDefaults, FamilyPlugin, Modality, Sound, TokenGrid
     from .hooks import Wrapper, hookimpl
+    from .hub import (
+        Component,
+        Origin,
+        UnreachableError,
+        fetch_files,
+        fetch_tokenizer,
+        fetch_weights,
+        load_frozen,
+        local_tokenizer,
+        read_json,
+    )
     from .kinds import Kind, KindPlugin, Piece, Probe, Unfit, Unreadable
     from .loss import Loss
     from .media import Media, MediaWriter, Report, SampleRequest
     from .model import Model, TrunkModule, take_rows
     from .paths import InputPath, ModelSource
     from .plugin import NoSettings, Part, Plugin, Settings, Stage
+    from .quiet import without_progress_bars
     from .run import Run
+    from .sampling import make_scheduler, plain_config
     from .sources import Entry, Listing, SourcePlugin
     from .step import Step
 
@@ -43,13 +56,26 @@ _HOMES = {
     "config.datasets": ("DatasetTable", "PixelTable", "SampleTable"),
     "family": ("Family", "FamilyDefaults", "FamilyPlugin", "Modality", "Sound", "TokenGrid"),
     "hooks": ("Wrapper", "hookimpl"),
+    "hub": (
+        "Component",
+        "Origin",
+        "UnreachableError",
+        "fetch_files",
+        "fetch_tokenizer",
+        "fetch_weights",
+        "load_frozen",
+        "local_tokenizer",
+        "read_json",
+    ),
     "kinds": ("Kind", "KindPlugin", "Piece", "Probe", "Unfit", "Unreadable"),
     "loss": ("Loss",),
     "media": ("Media", "MediaWriter", "Report", "SampleRequest"),
     "model": ("Model", "TrunkModule", "take_rows"),
     "paths": ("InputPath", "ModelSource"),
     "plugin": ("NoSettings", "Part", "Plugin", "Settings", "Stage"),
+    "quiet": ("without_progress_bars",),
     "run": ("Run",),
+    "sampling": ("make_scheduler", "plain_config"),
     "sources": ("Entry", "Listing", "SourcePlugin"),
     "step": ("Step",),
 }
@@ -60,6 +86,7 @@ __all__ = [
     "PIXELS",
     "Batch",
     "Caption",
+    "Component",
     "Config",
     "Crop",
     "DatasetTable",
@@ -83,6 +110,7 @@ __all__ = [
     "Model",
     "ModelSource",
     "NoSettings",
+    "Origin",
     "Part",
     "PartMissing",
     "Piece",
@@ -108,14 +136,24 @@ __all__ = [
     "TrunkModule",
     "TunesmithError",
     "Unfit",
+    "UnreachableError",
     "Unreadable",
     "Window",
     "Wrapper",
     "bucket_frames",
+    "fetch_files",
+    "fetch_tokenizer",
+    "fetch_weights",
     "hookimpl",
+    "load_frozen",
+    "local_tokenizer",
+    "make_scheduler",
+    "plain_config",
+    "read_json",
     "resize_and_crop",
     "take_rows",
     "to_pixels",
+    "without_progress_bars",
 ]
 
 

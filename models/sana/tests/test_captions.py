@@ -13,8 +13,8 @@ import torch
 from diffusers import SanaPipeline
 
 from tunesmith import Batch, Caption, Run
+from tunesmith.hub import Origin
 from tunesmith_sana import SanaFamily
-from tunesmith_sana.hub import Origin
 from tunesmith_sana.prompts import encode_captions, instruction_lines
 
 from .conftest import plugin

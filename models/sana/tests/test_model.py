@@ -16,9 +16,9 @@ from diffusers.models.attention_processor import Attention, SanaLinearAttnProces
 from torch import Tensor
 
 from tunesmith import Batch, Caption, InputError, Media, Part, Ragged, Run, TokenGrid, TrunkModule, take_rows
+from tunesmith.sampling import SCHEDULERS
 from tunesmith_sana import SanaModel
 from tunesmith_sana.attention import FullPrecisionLinearAttention
-from tunesmith_sana.sampling import SCHEDULERS
 
 from .conftest import encoded, load, noise, plugin, request
 
@@ -155,7 +155,7 @@ def test_a_named_scheduler_follows_the_flow_at_the_checkpoints_shift(paint: Call
 
 @pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "SASolverScheduler", "AutoencoderDC", "Nonsense"])
 def test_a_scheduler_that_cannot_be_had_is_told(paint: Callable[..., Media], name: str) -> None:
-    with pytest.raises(InputError, match=rf"cannot sample with '{name}'.*allowed are FlowMatchEulerDiscreteScheduler"):
+    with pytest.raises(InputError, match=rf"cannot be sampled with '{name}'.*allowed are FlowMatchEulerDiscreteScheduler"):
         paint(scheduler=name)
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
 
-from tunesmith import InputError
+from tunesmith import InputError, Origin, UnreachableError, read_json
 
-from .hub import Origin, UnreachableError, read_json
 from .settings import VARIANTS, SanaSettings
 
 _PIXELS_PER_LATENT = 32

@@ -11,10 +11,9 @@ from diffusers import SanaTransformer2DModel
 from torch import nn
 from transformers import AutoTokenizer
 
-from tunesmith import Family, FamilyDefaults, InputError, Modality, TokenGrid
+from tunesmith import Family, FamilyDefaults, InputError, Modality, TokenGrid, local_tokenizer
 
 from .facts import Facts, pipeline_default
-from .hub import local_tokenizer
 from .prompts import caption_limit, count_tokens
 from .settings import VARIANTS
 from .tiny import write_tiny

@@ -9,11 +9,21 @@ import torch
 from diffusers import SanaPipeline
 from torch import Tensor, nn
 
-from tunesmith import Batch, FieldValue, Media, Model, Ragged, SampleRequest, TokenGrid, TrunkModule
+from tunesmith import (
+    Batch,
+    FieldValue,
+    Media,
+    Model,
+    Ragged,
+    SampleRequest,
+    TokenGrid,
+    TrunkModule,
+    make_scheduler,
+    plain_config,
+)
 
 from .family import SanaFamily, check_sampling_size
 from .prompts import MAX_TOKENS
-from .sampling import make_scheduler, plain_config
 
 LATENTS = "latents"
 PROMPT_EMBEDS = "prompt_embeds"

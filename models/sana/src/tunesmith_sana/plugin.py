@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from diffusers import AutoencoderDC, SanaTransformer2DModel
-from torch import nn
 from transformers import AutoTokenizer, Gemma2Model
 
-from tunesmith import Batch, Config, Family, FamilyPlugin, Field, InputError, Model, Part, Run, hookimpl
+from tunesmith import (
+    Batch,
+    Component,
+    Config,
+    Family,
+    FamilyPlugin,
+    Field,
+    InputError,
+    Model,
+    Part,
+    Run,
+    fetch_tokenizer,
+    fetch_weights,
+    hookimpl,
+    load_frozen,
+    make_scheduler,
+)
 
 from .attention import keep_full_precision
 from .facts import read_facts
 from .family import SanaFamily, check_sampling_size
-from .hub import Component, fetch_tokenizer, fetch_weights
 from .model import LATENTS, PROMPT_EMBEDS, SanaModel
 from .prompts import MAX_TOKENS, encode_captions, instruction_lines
-from .quiet import without_progress_bars
-from .sampling import make_scheduler
 from .settings import SanaSettings
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -70,13 +82,13 @@ class Sana(FamilyPlugin[SanaSettings]):
         family, instruction = self.family(), instruction_lines(self.settings.complex_human_instruction)
         if part is Part.DENOISER:
             dtype = _DTYPES[run.config.run.weights]
-            transformer = self._load(SanaTransformer2DModel, self._transformer(), dtype)
+            transformer = load_frozen(SanaTransformer2DModel, self._transformer(), dtype)
             keep_full_precision(transformer)
             return SanaModel(family, transformer, {}, None, instruction)
-        encoders = {"vae": self._load(AutoencoderDC, self._vae(), self._vae_dtype)}
+        encoders = {"vae": load_frozen(AutoencoderDC, self._vae(), self._vae_dtype)}
         if part is Part.DECODER:
             return SanaModel(family, None, encoders, None, instruction)
-        encoders["text_encoder"] = self._load(Gemma2Model, self._text_encoder(), self._text_dtype(run.device))
+        encoders["text_encoder"] = load_frozen(Gemma2Model, self._text_encoder(), self._text_dtype(run.device))
         tokenizer = AutoTokenizer.from_pretrained(self._tokenizer().folder)
         return SanaModel(family, None, encoders, tokenizer, instruction)
 
@@ -95,13 +107,6 @@ class Sana(FamilyPlugin[SanaSettings]):
                 pipeline = encoders.encoding_pipeline()
                 batch.fields[PROMPT_EMBEDS] = encode_captions(pipeline, batch.captions, encoders.instruction, run.device)
         return batch
-
-    def _load(self, cls: Any, component: Component, dtype: torch.dtype) -> nn.Module:
-        """One network by its own `from_pretrained`, frozen and in evaluation mode."""
-        named = {"dtype": dtype} if cls is Gemma2Model else {"torch_dtype": dtype}
-        with without_progress_bars():
-            network: nn.Module = cls.from_pretrained(component.folder, variant=component.suffix, use_safetensors=True, **named)
-        return network.requires_grad_(False).eval()
 
     def _transformer(self) -> Component:
         return fetch_weights(self.family().facts.origin, "transformer", self.settings.weights_variant)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -22,8 +23,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from torch import nn
+from transformers import PreTrainedModel
 
-from tunesmith import InputError
+from .errors import InputError
+from .quiet import without_progress_bars
 
 _CONNECT_SECONDS = 5
 _SUFFIX = re.compile(r"\.(fp16|bf16|fp32)[.-]")
@@ -73,7 +77,7 @@ def read_json(origin: Origin, names: Sequence[str]) -> dict[str, Any]:
             if not isinstance(found, dict):
                 raise InputError(f"{path} holds a {type(found).__name__}; a component's configuration is a JSON object")
             return found
-    raise InputError(f"{origin} has no {' and no '.join(names)}; it must be laid out as SanaPipeline.save_pretrained writes it")
+    raise InputError(f"{origin} has no {' and no '.join(names)}; it must be laid out as a diffusers pipeline's `save_pretrained` writes it")
 
 
 def fetch_weights(origin: Origin, subfolder: str, suffix: str | None, *, or_root: bool = False) -> Component:
@@ -94,11 +98,25 @@ def fetch_weights(origin: Origin, subfolder: str, suffix: str | None, *, or_root
 
 def fetch_tokenizer(origin: Origin, *, or_root: bool = False) -> Component:
     """The tokenizer's files, downloaded if they are not there yet."""
-    folder = _fetch(origin, "tokenizer", ["tokenizer*", "special_tokens_map.json", "added_tokens.json"], [], or_root)
-    files = tuple(file for file in sorted(folder.iterdir()) if file.name.startswith(("tokenizer", "special_tokens", "added_tokens")))
+    return fetch_files(origin, "tokenizer", ("tokenizer", "special_tokens", "added_tokens"), or_root=or_root)
+
+
+def fetch_files(origin: Origin, subfolder: str, prefixes: tuple[str, ...], *, or_root: bool = False) -> Component:
+    """The files of a part without weights whose names begin so, downloaded if they are not there yet; InputError if there is none."""
+    folder = _fetch(origin, subfolder, [f"{prefix}*" for prefix in prefixes], [], or_root)
+    files = tuple(file for file in sorted(folder.iterdir()) if file.name.startswith(prefixes))
     if not files:
-        raise InputError(f"{origin} has no tokenizer files in tokenizer/")
+        raise InputError(f"{origin} has no {' or '.join(prefixes)} files in {subfolder}/")
     return Component(folder, None, files)
+
+
+def load_frozen(kind: type[nn.Module], component: Component, dtype: torch.dtype, **options: Any) -> Any:
+    """A network of diffusers or transformers by its own `from_pretrained`, frozen and in evaluation mode."""
+    named = {"dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype": dtype}
+    loader: Any = kind
+    with without_progress_bars():
+        network = loader.from_pretrained(component.folder, variant=component.suffix, use_safetensors=True, **named, **options)
+    return network.requires_grad_(False).eval()
 
 
 def local_tokenizer(origin: Origin, *, or_root: bool = False) -> Path | None:
@@ -139,7 +157,7 @@ def _fetch(origin: Origin, subfolder: str, allow: Sequence[str], ignore: Sequenc
         folder = Path(origin.where) if origin.is_local else _snapshot(origin, root, allow, ignore)
         if any((folder / root).glob("*.json")):
             return folder / root
-    raise InputError(f"{origin} has no {subfolder}/; it must be laid out as SanaPipeline.save_pretrained writes it")
+    raise InputError(f"{origin} has no {subfolder}/; it must be laid out as a diffusers pipeline's `save_pretrained` writes it")
 
 
 def _snapshot(origin: Origin, root: str, allow: Sequence[str], ignore: Sequence[str]) -> Path:

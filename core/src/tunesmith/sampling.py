@@ -10,12 +10,12 @@ from typing import Any
 import diffusers
 from diffusers import SchedulerMixin
 
-from tunesmith import InputError
+from .errors import InputError
 
 _SHIFT = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 _FLOW_SHIFT = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler")
 SCHEDULERS = (*_SHIFT, *_FLOW_SHIFT)
-"""Schedulers of diffusers that can follow Sana's flow and take its shift."""
+"""Schedulers of diffusers that can follow a flow and take its shift."""
 
 
 def make_scheduler(config: Mapping[str, Any], name: str | None) -> SchedulerMixin:
@@ -29,7 +29,7 @@ def make_scheduler(config: Mapping[str, Any], name: str | None) -> SchedulerMixi
     if name not in SCHEDULERS:
         near = difflib.get_close_matches(name, SCHEDULERS, 1)
         guess = f" did you mean {near[0]}?" if near else ""
-        raise InputError(f"sana cannot sample with {name!r};{guess} allowed are {', '.join(SCHEDULERS)}")
+        raise InputError(f"a flow cannot be sampled with {name!r};{guess} allowed are {', '.join(SCHEDULERS)}")
     shift = config.get("flow_shift", config.get("shift", 1.0))
     flow = {"flow_shift": shift, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
     return getattr(diffusers, name).from_config(dict(config), **({"shift": shift} if name in _SHIFT else flow))
