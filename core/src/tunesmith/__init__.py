@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .model import Model, TrunkModule, take_rows
     from .paths import InputPath, ModelSource
     from .plugin import NoSettings, Part, Plugin, Settings, Stage
+    from .prompts import encode_captions
     from .quiet import without_progress_bars
     from .run import Run
     from .sampling import make_scheduler, plain_config
@@ -73,6 +74,7 @@ _HOMES = {
     "model": ("Model", "TrunkModule", "take_rows"),
     "paths": ("InputPath", "ModelSource"),
     "plugin": ("NoSettings", "Part", "Plugin", "Settings", "Stage"),
+    "prompts": ("encode_captions",),
     "quiet": ("without_progress_bars",),
     "run": ("Run",),
     "sampling": ("make_scheduler", "plain_config"),
@@ -141,6 +143,7 @@ __all__ = [
     "Window",
     "Wrapper",
     "bucket_frames",
+    "encode_captions",
     "fetch_files",
     "fetch_tokenizer",
     "fetch_weights",

@@ -12,10 +12,10 @@ import pytest
 import torch
 from diffusers import SanaPipeline
 
-from tunesmith import Batch, Caption, Run
+from tunesmith import Batch, Caption, Run, encode_captions
 from tunesmith.hub import Origin
 from tunesmith_sana import SanaFamily
-from tunesmith_sana.prompts import encode_captions, instruction_lines
+from tunesmith_sana.prompts import instruction_lines, text_encoder_of
 
 from .conftest import plugin
 
@@ -25,7 +25,8 @@ def test_the_limit_is_where_a_longer_caption_reads_the_same(twin: Path, pipe: Sa
     family = plugin(twin, complex_human_instruction=instruction).family()
 
     def embedded(text: str) -> torch.Tensor:
-        return encode_captions(pipe, [Caption(text)], instruction_lines(instruction), torch.device("cpu")).values[0]
+        encode = text_encoder_of(pipe, instruction_lines(instruction), torch.device("cpu"))
+        return encode_captions(encode, [Caption(text)]).values[0]
 
     texts = ["x" * length for length in range(296, 302)]
     counts = family.count_tokens(texts)

@@ -20,6 +20,7 @@ from tunesmith import (
     Model,
     Part,
     Run,
+    encode_captions,
     fetch_tokenizer,
     fetch_weights,
     hookimpl,
@@ -31,7 +32,7 @@ from .attention import keep_full_precision
 from .facts import read_facts
 from .family import SanaFamily, check_sampling_size
 from .model import LATENTS, PROMPT_EMBEDS, SanaModel
-from .prompts import MAX_TOKENS, encode_captions, instruction_lines
+from .prompts import MAX_TOKENS, instruction_lines, text_encoder_of
 from .settings import SanaSettings
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -104,8 +105,8 @@ class Sana(FamilyPlugin[SanaSettings]):
                     raise RuntimeError("latents are wanted of a batch that has no pixels")
                 batch.fields[LATENTS] = encoders.encode_pixels(batch.pixels)
             if batch.wants(PROMPT_EMBEDS):
-                pipeline = encoders.encoding_pipeline()
-                batch.fields[PROMPT_EMBEDS] = encode_captions(pipeline, batch.captions, encoders.instruction, run.device)
+                encode = text_encoder_of(encoders.encoding_pipeline(), encoders.instruction, run.device)
+                batch.fields[PROMPT_EMBEDS] = encode_captions(encode, batch.captions)
         return batch
 
     def _transformer(self) -> Component:

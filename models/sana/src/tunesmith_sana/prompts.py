@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from diffusers import SanaPipeline
 from torch import Tensor
-
-from tunesmith import Caption, InputError, Ragged
 
 from .facts import pipeline_default
 
@@ -44,37 +42,17 @@ def count_tokens(tokenizer: Any, captions: Sequence[str], instruction: Sequence[
     return [len(tokens) - taken for tokens in tokenizer([before + text for text in texts]).input_ids]
 
 
-def encode_captions(pipeline: SanaPipeline, captions: Sequence[Caption], instruction: Sequence[str] | None, device: torch.device) -> Ragged:
-    """Embed captions as `SanaPipeline` does and cut the padding off: one [tokens, D] a caption, at most 300 tokens.
+def text_encoder_of(pipeline: SanaPipeline, instruction: Sequence[str] | None, device: torch.device) -> Callable[[list[str], bool], Any]:
+    """What embeds texts as `SanaPipeline` does, padded to 300 tokens: `instruction` is put before all but negative ones."""
 
-    `instruction` is put before all but negative captions. Raises InputError if a text has no token at all, which the
-    pipeline would turn into attention to nothing but padding.
-    """
-    rows: dict[int, Tensor] = {}
-    for negative in (False, True):
-        chosen = [index for index, caption in enumerate(captions) if caption.negative is negative]
-        if not chosen:
-            continue
+    def encode(texts: list[str], negative: bool) -> tuple[Tensor, Tensor]:
         embeds, mask, _, _ = pipeline.encode_prompt(
-            [captions[index].text for index in chosen],
+            texts,
             do_classifier_free_guidance=False,
             device=device,
             max_sequence_length=MAX_TOKENS,
             complex_human_instruction=None if negative else instruction,
         )  # [B, 300, D], [B, 300]
-        for index, row, length in zip(chosen, embeds, _lengths(mask), strict=True):
-            if not length:
-                raise InputError(
-                    f"the tokenizer makes no token of {captions[index].text!r}; Sana needs one that begins with <bos> (add_bos_token)"
-                )
-            rows[index] = row[:length].clone()
-    return Ragged([rows[index] for index in range(len(captions))])
+        return embeds, mask
 
-
-def _lengths(mask: Tensor) -> list[int]:
-    """How many tokens of each row are real; RuntimeError if they do not come first."""
-    lengths = mask.sum(dim=1)
-    expected = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]
-    if not torch.equal(mask.bool(), expected):
-        raise RuntimeError("the tokenizer pads in front of or within a prompt; prompt embeddings are kept as a prefix of real tokens")
-    return [int(length) for length in lengths]
+    return encode
