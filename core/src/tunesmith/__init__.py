@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .batch import AUDIO, PIXELS, Batch, Caption, Crop, Field, FieldValue, Ragged, Source, Window
+    from .batch import AUDIO, HISTORY, PIXELS, Batch, Caption, Crop, Field, FieldValue, Ragged, Source, Window
     from .config import Config
     from .config.datasets import DatasetTable, PixelTable, SampleTable
     from .data.funnel import Funnel, Station
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from .step import Step
 
 _HOMES = {
-    "batch": ("AUDIO", "PIXELS", "Batch", "Caption", "Crop", "Field", "FieldValue", "Ragged", "Source", "Window"),
+    "batch": ("AUDIO", "HISTORY", "PIXELS", "Batch", "Caption", "Crop", "Field", "FieldValue", "Ragged", "Source", "Window"),
     "config": ("Config",),
     "data.funnel": ("Funnel", "Station"),
     "data.geometry": ("Target", "bucket_frames"),
@@ -85,6 +85,7 @@ _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names
 
 __all__ = [
     "AUDIO",
+    "HISTORY",
     "PIXELS",
     "Batch",
     "Caption",

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-PIXELS, AUDIO = "pixels", "audio"
+PIXELS, AUDIO, HISTORY = "pixels", "audio", "history"
 """Inputs that a kind of dataset decodes of a sample's own file; every other input is the role of a companion dataset."""
 
 
@@ -22,8 +22,9 @@ class Field:
     `per_sample` values belong to one sample's pixels, geometry and window; the others to one caption, and are shared
     by every sample that has it. `ragged` values differ in their first dimension and are kept without padding.
     `needs` are the inputs that a per-sample value is made of and that must be decoded for it: `pixels`, `audio` (the
-    sound of the sample's own window), or the role of a companion dataset such as `mask`. `companions` names further
-    files that the value is made of; their contents count too.
+    sound of the sample's own window), `history` (the frames before it), or the role of a companion dataset such as
+    `mask`. Those in `may_lack` are not in the batch where a dataset does not give them; without the others a dataset
+    cannot be used. `companions` names further files that the value is made of; their contents count too.
     """
 
     key: str
@@ -32,6 +33,7 @@ class Field:
     ragged: bool = False
     companions: Callable[[Source], Sequence[Path]] | None = None
     needs: tuple[str, ...] = (PIXELS,)
+    may_lack: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,9 @@ class Batch:
     """Some samples of one bucket, their inputs where an encoder asked for them, and their fields.
 
     `inputs` are decoded and not encoded, by name: `pixels` in [-1, 1], [B, C, H, W] for images and [B, C, F, H, W] for
-    video; `audio` in [-1, 1], [B, channels, samples]; `mask` in [0, 1], [B, 1, H, W] or [B, 1, F, H, W]. While encoding,
-    `wanted` names the fields to fill; a batch of captions alone has captions and no sources.
+    video; `audio` in [-1, 1], [B, channels, samples], of pictures without samples; `history` like the pixels, 0 before the
+    clip's beginning; `reference` and `control` like the pixels of a picture and a clip; `mask` in [0, 1], [B, 1, H, W] or
+    [B, 1, F, H, W]. While encoding, `wanted` names the fields to fill; a batch of captions alone has captions and no sources.
     """
 
     sources: tuple[Source, ...] = ()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 from torch import nn
@@ -50,7 +51,7 @@ class FamilyDefaults:
 
 @dataclass(frozen=True)
 class Sound:
-    """The sound that a family is trained with, beside its clips; `required` where it cannot be trained without."""
+    """The sound that a family is trained with, beside its clips; `required` where clips without it cannot be used."""
 
     sample_rate: int
     channels: int
@@ -76,6 +77,15 @@ class Family(ABC):
     timestep_scale: float = 1000.0
     """What the model is given is sigma times this."""
 
+    makes: str = "image"
+    """The kind of media that `Model.sample` gives: `image` or `clip`; an active plugin must bring a writer for others than `image`."""
+    takes: Mapping[str, bool] = MappingProxyType({})
+    """What a sample may be given beside its caption, and whether it must be when one is made: `reference` (a picture),
+    `audio`, `control` (a clip, such as one of poses). In training, `reference` and `control` are companions of a sample."""
+    history: int = 0
+    """How many frames before a clip's window the input `history` holds."""
+    refuses_quantisation: Mapping[str, str] = MappingProxyType({})
+    """Formats in which the frozen weights cannot be kept, such as nf4, each with the reason."""
     sound: Sound | None = None
     """The sound that clips are trained with, or None."""
     image_to_video: bool = False
@@ -93,6 +103,10 @@ class Family(ABC):
     def round_frames(self, frames: int) -> int:
         """The nearest number of frames, downwards, that the family can encode; images have one."""
         return 1
+
+    def frame_spans(self, frames: int) -> tuple[range, ...]:
+        """For each frame of a sample's latents the frames of its pixels that it stands for."""
+        return (range(frames),)
 
     @abstractmethod
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:

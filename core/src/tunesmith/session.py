@@ -214,13 +214,11 @@ def _fields(run: Run) -> list[Field]:
 def _check_needs(dataset: Dataset, field: Field, writer: str) -> None:
     """InputError if a dataset gives nothing that a field could be made of."""
     for need in field.needs:
-        try:
-            dataset.recipe(need)
-        except KeyError:
+        if need not in field.may_lack and not dataset.gives(need):
             raise InputError(
                 f"dataset {dataset.name!r} is of kind {dataset.table.kind!r} and gives no {need}, "
                 f"of which {writer!r} makes the field {field.key!r}; take the dataset out, or use one of another kind"
-            ) from None
+            )
 
 
 def _tell_unreadable(run: Run, source: Source, reason: str) -> None:

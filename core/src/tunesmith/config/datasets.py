@@ -247,5 +247,40 @@ class MaskTable(DatasetTable):
         return self.missing != "skip"
 
 
-CORE_TABLES: dict[str, type[DatasetTable]] = {"image": ImageTable, "mask": MaskTable}
+class ReferenceTable(DatasetTable):
+    """`[[datasets]]` with `kind = "reference"`: for each sample of another dataset, a picture that is given beside its caption."""
+
+    kind: Literal["reference"]
+    """Pictures that are given to the model beside the caption."""
+    of: FileStem
+    """Name of the dataset whose samples the pictures belong to; files are paired by their names without ending."""
+    missing: Literal["skip", "own"] = "skip"
+    """A sample without a picture is skipped and named, or its own first frame is given."""
+
+    @property
+    def host(self) -> str | None:
+        """The dataset whose samples the pictures belong to."""
+        return self.of
+
+    @property
+    def may_be_missing(self) -> bool:
+        """Whether a sample may be without a picture of its own."""
+        return self.missing != "skip"
+
+
+class ControlTable(DatasetTable):
+    """`[[datasets]]` with `kind = "control"`: for each clip of another dataset, a clip that guides it, such as one of poses."""
+
+    kind: Literal["control"]
+    """Clips that are given to the model beside the caption, such as of poses."""
+    of: FileStem
+    """Name of the dataset whose clips are guided; files are paired by their names without ending, and begin together."""
+
+    @property
+    def host(self) -> str | None:
+        """The dataset whose clips are guided."""
+        return self.of
+
+
+CORE_TABLES: dict[str, type[DatasetTable]] = {"image": ImageTable, "mask": MaskTable, "reference": ReferenceTable, "control": ControlTable}
 """The tables of the kinds that need no plugin."""

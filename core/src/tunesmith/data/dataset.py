@@ -146,6 +146,14 @@ class Dataset:
             return self.companions[need].kind.recipe(need)
         return "mask-full" if need == MASK else self.kind.recipe(need)
 
+    def gives(self, need: str) -> bool:
+        """Whether samples have this input."""
+        try:
+            self.recipe(need)
+        except KeyError:
+            return False
+        return True
+
     def files(self, source: Source, need: str) -> tuple[Path, ...]:
         """The files besides the sample's own that an input is made of."""
         companion = source.companion(need)

@@ -132,6 +132,11 @@ def bucket_frames(frames: float, interval: int | None) -> int:
     return whole - whole % interval if interval and whole >= interval else whole
 
 
+def covering(size: Size, target: Size) -> Target:
+    """What makes a frame of this size one of the target's: resized so that it just covers it, then cut."""
+    return Target(target, _cover(size, target), target[0] / target[1])
+
+
 def corner_crop(target: Target) -> Crop:
     """The top left corner of the resized picture."""
     return Crop(target.resize, target.size, (0, 0))

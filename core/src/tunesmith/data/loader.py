@@ -153,7 +153,7 @@ class Loader:
             if source.file in self.unreadable:
                 continue
             try:
-                return source, {need: draw.dataset.load(source, need) for need in needs_of(self.fields)}
+                return source, {need: draw.dataset.load(source, need) for need in needs_of(self.fields, draw.dataset)}
             except Unreadable as error:
                 self.unreadable[source.file] = error.reason
                 self._untold.append((source, error.reason))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..batch import PIXELS, Crop, Source, Window
+from ..batch import AUDIO, PIXELS, Crop, Source, Window
 from ..config.datasets import ImageTable, MaskTable, PixelTable
 from ..family import Family, Modality
 from ..kinds import Kind, Piece, Probe, Unfit
@@ -28,6 +28,7 @@ from .geometry import (
     target_size,
     too_elongated,
 )
+from .given import ControlKind, ReferenceKind
 from .images import MAX_PIXELS, OTHER_SUFFIXES, SUFFIXES, TRANSFORM, load_mask, load_pixels, probe
 
 MASK = "mask"
@@ -97,11 +98,15 @@ class ImageKind(PixelKind[ImageTable]):
         return self.crop(piece.target, generator), None
 
     def recipe(self, need: str) -> str:
-        """How pixels are made of a picture."""
+        """How pixels are made of a picture, and sound of none."""
+        if need == AUDIO and self.family.sound is not None:
+            return "still"
         return TRANSFORM if need == PIXELS else super().recipe(need)
 
     def load(self, source: Source, need: str) -> Tensor:
-        """Pixels [3, H, W] in [-1, 1]."""
+        """Pixels [3, H, W] in [-1, 1], or for families with sound that of a picture: none, [channels, 0]."""
+        if need == AUDIO and self.family.sound is not None:
+            return torch.zeros((self.family.sound.channels, 0))
         return load_pixels(source, self.table.max_pixels) if need == PIXELS else super().load(source, need)
 
 
@@ -180,5 +185,5 @@ def full_mask(source: Source) -> Tensor:
     return torch.ones((1, height, width) if source.window is None else (1, 1, height, width))
 
 
-CORE_KINDS: Mapping[str, type[Kind[Any]]] = {"image": ImageKind, "mask": MaskKind}
+CORE_KINDS: Mapping[str, type[Kind[Any]]] = {"image": ImageKind, "mask": MaskKind, "reference": ReferenceKind, "control": ControlKind}
 """The kinds that need no plugin."""

@@ -36,9 +36,14 @@ def read_caption_fields(run: Run, cache: Store | None, fields: Sequence[Field], 
     return {field.key: collate(field, [there[keys[field.key]]]) for field in wanted}
 
 
-def needs_of(fields: Iterable[Field]) -> tuple[str, ...]:
-    """The inputs that these fields are made of, once each."""
-    return tuple(dict.fromkeys(need for field in fields if field.per_sample for need in field.needs))
+def needs_of(fields: Iterable[Field], dataset: Dataset) -> tuple[str, ...]:
+    """The inputs that these fields of a dataset's samples are made of, once each."""
+    return tuple(dict.fromkeys(need for field in fields if field.per_sample for need in _given(field, dataset)))
+
+
+def _given(field: Field, dataset: Dataset) -> Sequence[str]:
+    """What a field needs, without what the dataset does not give and the field may lack."""
+    return [need for need in field.needs if dataset.gives(need)] if field.may_lack else field.needs
 
 
 def batch_of(sources: Sequence[Source], inputs: Sequence[Mapping[str, Tensor]], wanted: Iterable[str]) -> Batch:
@@ -80,13 +85,13 @@ def values_of(field: Field, batch: Batch, names: Sequence[str]) -> list[Tensor]:
 
 def files_of(dataset: Dataset, field: Field, source: Source) -> list[Path]:
     """The files that a sample's field is made of, its own first."""
-    further = [file for need in field.needs for file in dataset.files(source, need)]
+    further = [file for need in _given(field, dataset) for file in dataset.files(source, need)]
     return [source.file, *further, *(field.companions(source) if field.companions is not None else ())]
 
 
 def key_of(dataset: Dataset, field: Field, source: Source, content: Callable[[Path], str]) -> str:
     """The key of a sample's field; `content` tells the hash of a file."""
-    recipe = " ".join(dataset.recipe(need) for need in field.needs)
+    recipe = " ".join(dataset.recipe(need) for need in _given(field, dataset))
     return sample_key(field, recipe, " ".join(map(content, files_of(dataset, field, source))), source.crop, source.window)
 
 

@@ -70,7 +70,7 @@ class Repairs:
     def _inputs(self, one: Field, source: Source) -> Inputs:
         dataset = self.order.datasets[source.dataset]
         try:
-            return {need: dataset.load(source, need) for need in needs_of([one])}
+            return {need: dataset.load(source, need) for need in needs_of([one], dataset)}
         except Unreadable as error:
             raise RunFailed(
                 f"the cache no longer holds {one.key!r} of {source}, and it cannot be made again: {error.reason}; "

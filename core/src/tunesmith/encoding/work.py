@@ -174,7 +174,7 @@ class SampleWork(Work[Source]):
             return Unreadable(item.file, self.lost[item.dataset, item.file][1])
         dataset, wanted = self.order.datasets[item.dataset], set(lacks)
         try:
-            return {need: dataset.load(item, need) for need in needs_of(field for field in self.fields if field.key in wanted)}
+            return {need: dataset.load(item, need) for need in needs_of((field for field in self.fields if field.key in wanted), dataset)}
         except Unreadable as error:
             return error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tunesmith import (
     AUDIO,
+    HISTORY,
     PIXELS,
     Crop,
     Family,
@@ -35,7 +36,7 @@ from .containers import AUDIO_FORMATS, VIDEO_FORMATS, audio_stream, extent_of, o
 from .sound import NoSound, Part, is_silent, read_sound, sound_of
 from .tables import AudioTable, VideoTable
 
-SOUND, MASK = "sound", "mask"
+SOUND, MASK, CONTROL = "sound", "mask", "control"
 SAMPLE_RATE, CHANNELS = 16_000, 1
 """Of sound for families that say nothing of it."""
 PLACE = Target((0, 0), (0, 0), 1.0)
@@ -75,8 +76,7 @@ class VideoKind(PixelKind[VideoTable]):
         """The window that the settings choose, or every one."""
         target = self.target(probe, name)
         self._check_limits(probe)
-        heard, masked = self._heard_for(probe, name), self._masked_for(name)
-        seconds, ends = min(probe.seconds, heard, masked), MASK if masked < heard else SOUND
+        seconds, ends = min([(probe.seconds, ""), (self._heard_for(probe, name), SOUND), *self._beside_for(name)])
         there = window_frames(seconds, probe.fps, self.fps)
         if self.table.max_frames is not None and there > self.table.max_frames:
             raise Unfit("timed", f"longer than max_frames = {self.table.max_frames}", f"({self._timing(probe, there, seconds, ends)})")
@@ -109,6 +109,8 @@ class VideoKind(PixelKind[VideoTable]):
         """How pixels and sound are made of a clip."""
         if need == AUDIO:
             return f"sound-2 {self.sample_rate} {self.channels} {self.table.allow_silence}"
+        if need == HISTORY and self.family.history:
+            return f"video-2 {self.family.history}"
         return "video-2" if need == PIXELS else super().recipe(need)
 
     def files(self, source: Source, need: str) -> tuple[Path, ...]:
@@ -117,12 +119,14 @@ class VideoKind(PixelKind[VideoTable]):
         return (beside,) if need == AUDIO and beside is not None else ()
 
     def load(self, source: Source, need: str) -> Tensor:
-        """Pixels [3, F, H, W], or the window's sound [channels, samples], in [-1, 1]."""
-        if source.window is None or need not in (PIXELS, AUDIO):
+        """Pixels [3, F, H, W] of the window or before it, or the window's sound [channels, samples], in [-1, 1]."""
+        if source.window is None or need not in (PIXELS, AUDIO, HISTORY):
             return super().load(source, need)
+        limits = Limits(self.table.max_pixels, self.table.max_source_frames)
         if need == PIXELS:
-            limits = Limits(self.table.max_pixels, self.table.max_source_frames)
             return read_frames(source.file, source.window, source.crop, limits)
+        if need == HISTORY:
+            return _before(source, source.window, self.family.history, limits)
         return window_sound(source, self.sample_rate, self.channels, self.table.allow_silence)
 
     def remarks(self, probes: Mapping[str, Probe]) -> list[str]:
@@ -156,10 +160,12 @@ class VideoKind(PixelKind[VideoTable]):
         ends = probe.sound if file is None else file.seconds
         return ends + 1 / self.fps if ends else math.inf
 
-    def _masked_for(self, name: str) -> float:
-        """For how many seconds a clip can be used for its mask's sake, if that is a clip."""
-        mask = self.beside.get(MASK, {}).get(os.path.splitext(name)[0])
-        return math.inf if mask is None or mask.seconds <= 0 else mask.seconds
+    def _beside_for(self, name: str) -> Iterator[tuple[float, str]]:
+        """For how many seconds a clip can be used for the sake of the clips that go with it."""
+        for role in (MASK, CONTROL):
+            other = self.beside.get(role, {}).get(os.path.splitext(name)[0])
+            if other is not None and other.seconds > 0:
+                yield other.seconds, role
 
     def _check_limits(self, probe: Probe) -> None:
         if probe.seconds > self.table.max_seconds:
@@ -258,6 +264,17 @@ class AudioKind(Kind[AudioTable]):
         companions = () if file is None else ((SOUND, file),)
         beside = Source(source.dataset, source.file, source.caption, source.crop, source.window, companions)
         return window_sound(beside, self.sample_rate, self.channels, self.table.allow_silence)
+
+
+def _before(source: Source, window: Window, wanted: int, limits: Limits) -> Tensor:
+    """So many frames before a window, [3, wanted, H, W]; 0, which is grey, before the clip's beginning."""
+    width, height = source.crop.size
+    frames = torch.zeros((3, wanted, height, width))
+    there = min(wanted, round(window.start * window.fps))
+    if there:
+        before = Window(window.start - there / window.fps, there, window.fps)
+        frames[:, wanted - there :] = read_frames(source.file, before, source.crop, limits)
+    return frames
 
 
 def window_sound(source: Source, rate: int, channels: int, allow_silence: bool) -> Tensor:
