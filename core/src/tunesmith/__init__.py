@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     )
     from .kinds import Kind, KindPlugin, Piece, Probe, Unfit, Unreadable
     from .loss import Loss
-    from .media import Media, MediaWriter, Report, SampleRequest
+    from .media import Clip, Media, MediaReader, MediaWriter, Report, SampleRequest, Wanted
     from .model import Model, TrunkModule, take_rows
     from .paths import InputPath, ModelSource
     from .plugin import NoSettings, Part, Plugin, Settings, Stage
@@ -70,7 +70,7 @@ _HOMES = {
     ),
     "kinds": ("Kind", "KindPlugin", "Piece", "Probe", "Unfit", "Unreadable"),
     "loss": ("Loss",),
-    "media": ("Media", "MediaWriter", "Report", "SampleRequest"),
+    "media": ("Clip", "Media", "MediaReader", "MediaWriter", "Report", "SampleRequest", "Wanted"),
     "model": ("Model", "TrunkModule", "take_rows"),
     "paths": ("InputPath", "ModelSource"),
     "plugin": ("NoSettings", "Part", "Plugin", "Settings", "Stage"),
@@ -89,6 +89,7 @@ __all__ = [
     "PIXELS",
     "Batch",
     "Caption",
+    "Clip",
     "Component",
     "Config",
     "Crop",
@@ -108,6 +109,7 @@ __all__ = [
     "Listing",
     "Loss",
     "Media",
+    "MediaReader",
     "MediaWriter",
     "Modality",
     "Model",
@@ -141,6 +143,7 @@ __all__ = [
     "Unfit",
     "UnreachableError",
     "Unreadable",
+    "Wanted",
     "Window",
     "Wrapper",
     "bucket_frames",

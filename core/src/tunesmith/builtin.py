@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from .batch import Batch, Field
-from .config.datasets import SampleTable
+from .config.datasets import ControlTable, ReferenceTable, SampleTable
 from .data.pictures import MASK
 from .family import Family
 from .hooks import Wrapper, hookimpl
@@ -44,6 +44,11 @@ class Core(Plugin[CoreSettings]):
                 f'latents = "sample": the autoencoder of {family.name} gives no distribution to draw from; use "mean"',
             )
         for number, table in enumerate(config.datasets):
+            if isinstance(table, ReferenceTable | ControlTable) and table.kind not in family.takes:
+                yield (
+                    ("datasets", number, "kind"),
+                    f'kind = "{table.kind}": {family.name} takes no {table.kind} beside a caption; take this dataset out',
+                )
             if isinstance(table, SampleTable) and table.gives_first_frame and not family.image_to_video:
                 yield (
                     ("datasets", number, "is_i2v"),

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""A disk that cannot be written to, or no further."""
+
 
 class TunesmithError(Exception):
     """A failure that is told to the user as a message, never as a traceback."""

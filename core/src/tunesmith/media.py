@@ -10,16 +10,21 @@ from typing import Any, Protocol
 
 from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
-from .batch import FieldValue
+from .batch import Caption, Crop, FieldValue, Source
+from .data.images import load_pixels, probe
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One picture or clip to make: the prompt, its encoded conditions, and how to sample.
+    """One picture or clip to make: the prompt, its encoded conditions, what else is given, and how to sample.
 
     `conditions` holds the fields that the family wrote for the prompt, `negative` those of the negative prompt, each
-    for a batch of one. `scheduler` None means the checkpoint's own; otherwise it names a diffusers scheduler class.
+    for a batch of one. `given` has what the family takes besides, in [-1, 1]: `reference` [3, H, W] of its own size,
+    `audio` [channels, samples] as the family's `sound` says, `control` [3, F, height, width] at `fps`. `frames` is a
+    number that the family can encode. `scheduler` None means the checkpoint's own; otherwise it names a diffusers
+    scheduler class.
     """
 
     name: str
@@ -34,6 +39,21 @@ class SampleRequest:
     scheduler: str | None
     conditions: Mapping[str, FieldValue]
     negative: Mapping[str, FieldValue]
+    fps: float = 1.0
+    given: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The content of media of the kind `clip`: frames uint8 [F, H, W, 3], with sound [channels, samples] in [-1, 1] or without.
+
+    The sound begins with the first frame; it may be shorter or longer than the frames.
+    """
+
+    frames: Tensor
+    fps: float
+    audio: Tensor | None = None
+    sample_rate: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,6 +89,33 @@ class MediaWriter(Protocol):
     """Writes media of one kind below a folder and returns the files it made."""
 
     def __call__(self, media: Media, folder: Path) -> list[Path]: ...
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How a file that is given to a sample is to be read: the sample's size, its frames at most, and its sound."""
+
+    width: int
+    height: int
+    fps: float
+    sample_rate: int
+    channels: int
+
+
+class MediaReader(Protocol):
+    """Reads a file that is given to a sample, in [-1, 1]; Unreadable if it cannot.
+
+    A picture is [3, H, W] of its own upright size, sound [channels, samples] as wanted, a film [3, F, height, width] as
+    wanted: cut from the middle of what just covers it.
+    """
+
+    def __call__(self, file: Path, wanted: Wanted) -> Tensor: ...
+
+
+def read_image(file: Path, wanted: Wanted) -> Tensor:
+    """A picture's pixels, upright and whole."""
+    size = probe(file)
+    return load_pixels(Source("", file, Caption(""), Crop(size, size, (0, 0))))
 
 
 def write_image(media: Media, folder: Path) -> list[Path]:

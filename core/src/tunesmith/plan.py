@@ -31,6 +31,7 @@ from .forecast import Memory, memory
 from .hooks import HookCaller
 from .noise import SigmaSampler
 from .plugin import Stage
+from .previews import count_previews
 from .session import FILE_HASHES, assemble, survey_data, total_steps
 from .validation import sizes
 
@@ -120,7 +121,7 @@ def make_plan(config: Config, sheet: Path | None = None) -> Plan:
         sigma_shift=_sigma_shift(config, family, datasets),
         cache=config.run.cache,
         cache_bytes=sum(one.cache_bytes for one in facts) if config.run.cache else None,
-        validation_samples=len(config.prompts) * len(sizes(config, family)) * len(config.validation.seeds),
+        validation_samples=count_previews(config, datasets) * len(sizes(config, family)) * len(config.validation.seeds),
         memory=memory(family, config, trains_base=not adapts),
         trains_base=not adapts,
         notes=notes,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .batch import Field
     from .config import Config
     from .family import Family
-    from .media import MediaWriter
+    from .media import MediaReader, MediaWriter
     from .run import Run
 
 
@@ -108,6 +108,10 @@ class Plugin(Generic[S]):
 
     def media_writers(self) -> Mapping[str, MediaWriter]:
         """Writers for kinds of media that this plugin brings, by kind."""
+        return {}
+
+    def media_readers(self) -> Mapping[str, MediaReader]:
+        """Readers of files that are given to a sample, by what they give: `audio` or `control`."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:

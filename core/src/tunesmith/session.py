@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -27,7 +26,7 @@ from .data.scan import Surroundings, survey_all
 from .encoding.encode import read_caption_fields
 from .encoding.fill import fill
 from .engine import Engine, make_optimizer
-from .errors import InputError, RunFailed, Stopped
+from .errors import DISK_ERRORS, InputError, RunFailed, Stopped
 from .family import Family, FamilyPlugin
 from .hooks import HookCaller, blamed_on
 from .hookspecs import Hooks
@@ -35,13 +34,13 @@ from .listing.index import Index
 from .model import Trainable
 from .ordering import ordered
 from .plugin import Part, Plugin
+from .previews import captions, complaints
 from .progress import Progress
 from .run import Run
 from .rundir import WAY_ON, RunDirectory, manifest
 from .trainer import Trainer
-from .validation import captions, validate
+from .validation import validate
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 FILE_HASHES = "files.sqlite"
 """File below the cache for the hashes of files' contents."""
 FILE_INDEX = "headers.sqlite"
@@ -79,6 +78,7 @@ def assemble(config: Config) -> Assembly:
     for name, plugin in made.items():
         with blamed_on(name, "check"):
             problems += [config.problem(key, sentence) for key, sentence in plugin.check(config, family)]
+    problems += [config.problem(key, sentence) for key, sentence in complaints(config, family, list(made.values()))]
     if problems:
         raise ConfigErrors(problems)
     return Assembly(family, HookCaller(made[name] for name in order))
@@ -259,7 +259,7 @@ def total_steps(config: Config, order: Order) -> int:
 
 def _encode(run: Run, order: Order, fields: Sequence[Field], cache: Store | None) -> None:
     """Fill the cache with what it lacks and release the encoders; without a cache, encode the prompts alone and keep them."""
-    prompts = captions(run.config)
+    prompts = captions(run.config, run.datasets.values())
     if cache is not None:
         fill(run, cache, fields, order, [*order.all_captions(), *prompts], run.progress, user_of(run.config))
     run.prompt_fields = {prompt: read_caption_fields(run, cache, fields, prompt) for prompt in prompts}

@@ -1,9 +1,10 @@
-"""Validation: the core owns prompts, sizes, seeds, names and files; the family owns the sampling."""
+"""Validation: the core owns prompts, sizes, seeds, names and files; the family owns the sampling. A preview never ends a run."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,23 +14,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .batch import Caption, FieldValue
-from .errors import RunFailed
-from .hooks import blamed_on
-from .media import Media, MediaWriter, Report, SampleRequest, write_image
+from .errors import DISK_ERRORS, RunFailed
+from .media import Media, MediaWriter, Report, SampleRequest, Wanted
 from .plugin import Part
+from .previews import Preview, media_writers, previews
 from .run import Run
 from .rundir import staged
 
 if TYPE_CHECKING:
     from .config import Config
     from .family import Family
-
-
-def captions(config: Config) -> list[Caption]:
-    """Every text that validation needs encoded: the prompts, and the negative prompt."""
-    if not config.prompts:
-        return []
-    return [*(Caption(text) for text in config.prompts.values()), Caption(config.validation.negative_prompt, negative=True)]
+    from .model import Model
 
 
 def sizes(config: Config, family: Family) -> list[tuple[int, int]]:
@@ -54,68 +49,92 @@ def validate(run: Run) -> None:
 
 
 def sample_all(run: Run, report: Report) -> None:
-    """Sample every prompt at every size with every seed, through the family's own pipeline."""
-    requests = list(sample_requests(run))
-    if not requests:
+    """Make every preview at every size with every seed, through the family's own pipeline; one that fails is told and left out."""
+    wanted = list(sample_requests(run))
+    if not wanted:
         return
-    decoder = run.load(Part.DECODER)
+    with forgiving(run, "previews"):
+        decoder = run.load(Part.DECODER)
+        try:
+            pipeline = decoder.pipeline(run.model.denoiser)
+            with run.progress.stage(f"sampling at step {run.step}", len(wanted)) as bar:
+                for preview, request in wanted:
+                    with forgiving(run, request.name):
+                        report.add(sampled(run, decoder, pipeline, preview, request))
+                    bar.advance()
+        finally:
+            decoder.release()
+
+
+def sampled(run: Run, decoder: Model, pipeline: Any, preview: Preview, request: SampleRequest) -> Media:
+    """One picture or clip, with its whole recipe."""
+    sound = run.family.sound
+    rate, channels = (sound.sample_rate, sound.channels) if sound is not None else (16_000, 1)
+    shape = Wanted(request.width, request.height, request.fps, rate, channels)
+    given = {what: read(shape).to(run.device) for what, read in preview.given.items()}
+    with run.autocast():
+        media = decoder.sample(pipeline, replace(request, given=given))
+    return replace(media, recipe={**media.recipe, **_provenance(run, request)})
+
+
+@contextmanager
+def forgiving(run: Run, name: str) -> Iterator[None]:
+    """A preview that fails is told, and the run goes on; only a disk that cannot be written to ends it, as everywhere."""
     try:
-        pipeline = decoder.pipeline(run.model.denoiser)
-        with run.progress.stage(f"sampling at step {run.step}", len(requests)) as bar:
-            for request in requests:
-                with run.autocast():
-                    media = decoder.sample(pipeline, request)
-                report.add(replace(media, recipe={**media.recipe, **_provenance(run, request)}))
-                bar.advance()
-    finally:
-        decoder.release()
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        run.progress.message(f"validation at step {run.step}: {name} could not be made ({reason}); the run goes on")
+        run.emit("warning", message=f"{name} could not be made", reason=reason)
+        if run.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
-def sample_requests(run: Run) -> Iterator[SampleRequest]:
-    """What `[validation]` asks for; nicknames make the names."""
+def sample_requests(run: Run) -> Iterator[tuple[Preview, SampleRequest]]:
+    """What `[validation]` asks for; the names of previews make those of files."""
     table, defaults = run.config.validation, run.family.defaults
     negative = run.prompt_fields.get(Caption(table.negative_prompt, negative=True), {})
-    for nickname, prompt in run.config.prompts.items():
+    for preview in previews(run.config, run.datasets.values(), run.plugins, run.family):
         for width, height in sizes(run.config, run.family):
             for seed in table.seeds:
-                yield SampleRequest(
-                    name=f"{nickname}-{width}x{height}-seed{seed}",
-                    prompt=prompt,
-                    negative_prompt=table.negative_prompt,
-                    width=width,
-                    height=height,
-                    frames=defaults.frames,
-                    guidance=defaults.guidance if table.guidance is None else table.guidance,
-                    steps=table.steps or defaults.sampling_steps,
-                    seed=seed,
-                    scheduler=table.scheduler,
-                    conditions=_on(run.prompt_fields[Caption(prompt)], run.device),
-                    negative=_on(negative, run.device),
+                yield (
+                    preview,
+                    SampleRequest(
+                        name=f"{preview.name}-{width}x{height}-seed{seed}",
+                        prompt=preview.prompt,
+                        negative_prompt=table.negative_prompt,
+                        width=width,
+                        height=height,
+                        frames=table.num_frames or defaults.frames,
+                        fps=defaults.fps,
+                        guidance=defaults.guidance if table.guidance is None else table.guidance,
+                        steps=table.steps or defaults.sampling_steps,
+                        seed=seed,
+                        scheduler=table.scheduler,
+                        conditions=_on(run.prompt_fields[Caption(preview.prompt)], run.device),
+                        negative=_on(negative, run.device),
+                    ),
                 )
 
 
 def write_media(run: Run, report: Report) -> list[Path]:
     """Write the media of a report; a file appears whole or not at all, and replaces the same file of an earlier attempt."""
-    writers = media_writers(run)
+    writers = media_writers(run.plugins)
     target = run.directory.validation / f"step-{report.step:06d}"
     made = target.with_name(f".{target.name}.new")
     rmtree(made, ignore_errors=True)
+    written: list[Path] = []
     with staged(made) as folder:
-        written = [file.relative_to(folder) for media in report.media for file in _write(media, folder, writers)]
+        for media in report.media:
+            with forgiving(run, media.name):
+                written += [file.relative_to(folder) for file in _write(media, folder, writers)]
     for file in written:
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         os.replace(made / file, target / file)
     rmtree(made)
     return [target / file for file in written]
-
-
-def media_writers(run: Run) -> Mapping[str, MediaWriter]:
-    """Writers by kind of media: the core's for images, and those that plugins bring."""
-    writers: dict[str, MediaWriter] = {"image": write_image}
-    for plugin in run.plugins:
-        with blamed_on(plugin.name, "media_writers"):
-            writers.update(plugin.media_writers())
-    return writers
 
 
 def _write(media: Media, folder: Path, writers: Mapping[str, MediaWriter]) -> list[Path]:

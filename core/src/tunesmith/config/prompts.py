@@ -18,7 +18,7 @@ _STEMS: TypeAdapter[str] = TypeAdapter(FileStem)
 def read_prompts(table: ValidationTable, findings: Findings) -> dict[str, str]:
     """Every nickname with its prompt; what is wrong with the file or with two nicknames goes to `findings`.
 
-    Nicknames become file names, so two that differ only in case are one.
+    Nicknames and the names of samples become file names, so two that differ only in case are one.
     """
     prompts: dict[str, str] = {}
     taken: dict[str, str] = {}
@@ -33,6 +33,10 @@ def read_prompts(table: ValidationTable, findings: Findings) -> dict[str, str]:
             continue
         taken[name.lower()] = name
         prompts[name] = prompt
+    for number, sample in enumerate(table.samples):
+        if sample.name.lower() in taken:
+            findings.add(("validation", "samples", number, "name"), f"name {sample.name!r} is there twice; case does not count")
+        taken.setdefault(sample.name.lower(), sample.name)
     return prompts
 
 

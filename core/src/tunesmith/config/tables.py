@@ -182,8 +182,29 @@ class CheckpointsTable(Settings):
     """Keep only the newest so many; all when not given. Surplus ones go after a new one is complete."""
 
 
+class ValidationSample(Settings):
+    """`[[validation.samples]]`: a picture or clip that is made from more than a prompt, as far as the family takes it."""
+
+    name: FileStem
+    """Becomes a file name."""
+    prompt: str
+    """The prompt."""
+    reference: InputPath | None = None
+    """A picture that is given, relative to the config file."""
+    audio: InputPath | None = None
+    """A file of sound, or a film with sound, relative to the config file."""
+    control: InputPath | None = None
+    """A film that guides, such as one of poses, relative to the config file."""
+
+    @property
+    def given(self) -> dict[str, Path]:
+        """The files by what they are given as."""
+        named = {"reference": self.reference, "audio": self.audio, "control": self.control}
+        return {what: file for what, file in named.items() if file is not None}
+
+
 class ValidationTable(Settings):
-    """`[validation]`: pictures made while training; without prompts there are none."""
+    """`[validation]`: pictures and clips made while training; without prompts and samples there are none."""
 
     every: OrOff[Annotated[int, Field(ge=1, le=MOST_STEPS)]] = None
     """Optimizer steps between two validations; only first and last when not given or false."""
@@ -195,10 +216,16 @@ class ValidationTable(Settings):
     """nickname = prompt; nicknames become file names."""
     prompts_file: InputPath | None = None
     """A JSON object of nickname: prompt, relative to the config file."""
+    samples: tuple[ValidationSample, ...] = ()
+    """What is made of more than a prompt, a table each."""
+    dataset_samples: int = Field(0, ge=0, le=10_000)
+    """So many samples of each dataset, with their captions and what is given with them, are made anew."""
     negative_prompt: str = ""
     """What guidance steers away from."""
     resolutions: tuple[SizeText, ...] = ()
     """Sizes as "WIDTHxHEIGHT"; the family's own when not given."""
+    num_frames: int | None = Field(None, ge=1, le=100_000)
+    """Frames of a clip; the family's own number when not given."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
     """One picture of each prompt and size for each seed."""
     guidance: float | None = Field(None, ge=0)
