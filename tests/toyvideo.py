@@ -313,6 +313,8 @@ class ToyVideoSettings(Settings):
 class ToyVideo(FamilyPlugin[ToyVideoSettings]):
     """Train a toy on clips and pictures."""
 
+    family_type = ToyVideoFamily
+
     def family(self) -> ToyVideoFamily:
         return ToyVideoFamily(Path(self.settings.path), Sound(8000, 1, required=True) if self.settings.sound else None)
 

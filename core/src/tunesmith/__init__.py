@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .kinds import Kind, KindPlugin, Piece, Probe, Unfit, Unreadable
     from .loss import Loss
     from .media import Clip, Media, MediaReader, MediaWriter, Report, SampleRequest, Wanted
-    from .model import Model, TrunkModule, take_rows
+    from .model import GridConvolution, GridLayout, Model, TrunkModule, take_rows
     from .paths import InputPath, ModelSource
     from .plugin import NoSettings, Part, Plugin, Settings, Stage
     from .prompts import encode_captions
@@ -71,7 +71,7 @@ _HOMES = {
     "kinds": ("Kind", "KindPlugin", "Piece", "Probe", "Unfit", "Unreadable"),
     "loss": ("Loss",),
     "media": ("Clip", "Media", "MediaReader", "MediaWriter", "Report", "SampleRequest", "Wanted"),
-    "model": ("Model", "TrunkModule", "take_rows"),
+    "model": ("GridConvolution", "GridLayout", "Model", "TrunkModule", "take_rows"),
     "paths": ("InputPath", "ModelSource"),
     "plugin": ("NoSettings", "Part", "Plugin", "Settings", "Stage"),
     "prompts": ("encode_captions",),
@@ -102,6 +102,8 @@ __all__ = [
     "Field",
     "FieldValue",
     "Funnel",
+    "GridConvolution",
+    "GridLayout",
     "InputError",
     "InputPath",
     "Kind",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from torch import nn
 
@@ -123,7 +123,7 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def tiny(cls, folder: Path, seed: int = 0) -> Path:
-        """Write a random twin of at most 1 M parameters below `folder`, in the layout of a real checkpoint; return it."""
+        """Write a random twin of at most 2 M parameters below `folder`, in the layout of a real checkpoint; return it."""
 
 
 F = TypeVar("F", bound=Settings)
@@ -133,6 +133,8 @@ class FamilyPlugin(Plugin[F]):
     """A plugin that brings a model family: it answers for a checkpoint, and provides `load_model` and `encode_batch`."""
 
     stage = Stage.LOAD
+    family_type: ClassVar[type[Family]]
+    """The class of what `family` answers; its `tiny` writes a twin."""
 
     @abstractmethod
     def family(self) -> Family:

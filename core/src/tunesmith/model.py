@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor, nn
@@ -26,6 +27,37 @@ def take_rows(value: Tensor, indices: Tensor) -> Tensor:
     return value.gather(1, indices.reshape(*indices.shape, *[1] * (value.ndim - 2)).expand(shape))
 
 
+class GridLayout(Enum):
+    """How a convolution of the trunk is given the token grid, as states [B, C, frames, height, width]."""
+
+    IMAGES = "images"
+    """[B * frames, C, height, width]"""
+    COLUMNS = "columns"
+    """[B, C, frames, height * width]"""
+    VOLUME = "volume"
+    """[B, C, frames, height, width]"""
+
+    def pack(self, states: Tensor) -> Tensor:
+        """States [B, C, frames, height, width] as the convolution takes them."""
+        if self is GridLayout.IMAGES:
+            return states.transpose(1, 2).flatten(0, 1)
+        return states.flatten(3) if self is GridLayout.COLUMNS else states
+
+    def unpack(self, packed: Tensor, grid: TokenGrid) -> Tensor:
+        """What the convolution gives, as states [B, C, frames, height, width]."""
+        if self is GridLayout.IMAGES:
+            return packed.unflatten(0, (-1, grid.frames)).transpose(1, 2)
+        return packed.unflatten(3, (grid.height, grid.width)) if self is GridLayout.COLUMNS else packed
+
+
+@dataclass(frozen=True)
+class GridConvolution:
+    """A convolution that mixes tokens which lie beside each other on the grid."""
+
+    module: nn.Module
+    layout: GridLayout
+
+
 @dataclass(frozen=True)
 class TrunkModule:
     """One module of the denoiser's trunk: a transformer block, or what the family does between two blocks.
@@ -34,8 +66,8 @@ class TrunkModule:
     where that is a tuple, has the same shape. Tokens beyond those of the grid are given conditions and come last; they
     must always be kept. `per_token` says for each other parameter that is indexed by token how a subset of tokens is taken from it.
     `grid` names the integer parameters that give the sides of the token grid; for K tokens the last of them becomes K
-    and the others 1, and then each of `convolutions`, which then sees [B, C, 1.., K], must be given the full grid:
-    scatter before it, gather after it. `attention` and `feed_forward` are the submodules that features replace,
+    and the others 1, and then each of `convolutions`, which then sees K tokens as [B, C, 1.., K], must be given the full
+    grid in its layout: scatter before it, gather after it. `attention` and `feed_forward` are the submodules that features replace,
     observe or recompute.
     """
 
@@ -46,7 +78,7 @@ class TrunkModule:
     output: int | None = None
     per_token: Mapping[str, TakeTokens] = field(default_factory=dict)
     grid: tuple[str, ...] = ()
-    convolutions: tuple[nn.Module, ...] = ()
+    convolutions: tuple[GridConvolution, ...] = ()
     attention: tuple[nn.Module, ...] = ()
     feed_forward: tuple[nn.Module, ...] = ()
 

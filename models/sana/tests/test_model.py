@@ -195,7 +195,7 @@ def test_the_trunk_names_the_blocks_that_the_transformer_runs(model: SanaModel) 
         assert model.denoiser.get_submodule(entry.name) is entry.module
         assert {entry.hidden, *entry.grid, *entry.per_token} <= set(inspect.signature(entry.module.forward).parameters)
         inside = set(entry.module.modules())
-        assert {*entry.attention, *entry.feed_forward, *entry.convolutions} <= inside
+        assert {*entry.attention, *entry.feed_forward, *(one.module for one in entry.convolutions)} <= inside
     assert [entry.module for entry in model.blocks] == list(model.denoiser.transformer_blocks)
     assert model.token_grid(noise(1, 4, 8, 12)) == TokenGrid(1, 8, 12)
 
@@ -203,7 +203,7 @@ def test_the_trunk_names_the_blocks_that_the_transformer_runs(model: SanaModel) 
 def test_convolutions_name_everything_that_mixes_tokens_on_the_grid(model: SanaModel) -> None:
     for entry in model.trunk():
         mixing = [part for part in entry.module.modules() if isinstance(part, torch.nn.Conv2d) and part.kernel_size != (1, 1)]
-        assert mixing == list(entry.convolutions)
+        assert mixing == [one.module for one in entry.convolutions]
 
 
 class Router:
@@ -214,7 +214,7 @@ class Router:
         self.full: Tensor | None = None
         for position, entry in enumerate(stretch):
             entry.module.register_forward_pre_hook(self.enter(entry, first=position == 0), with_kwargs=True)
-            for convolution in entry.convolutions:
+            for convolution in (one.module for one in entry.convolutions):
                 convolution.register_forward_pre_hook(self.scatter)
                 convolution.register_forward_hook(self.gather)
         stretch[-1].module.register_forward_hook(self.leave)

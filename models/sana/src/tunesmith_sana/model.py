@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from tunesmith import (
     Batch,
     FieldValue,
+    GridConvolution,
+    GridLayout,
     Media,
     Model,
     Ragged,
@@ -122,7 +124,7 @@ class SanaModel(Model):
                 module=block,
                 is_block=True,
                 grid=("height", "width"),
-                convolutions=(block.ff.conv_depth,),
+                convolutions=(GridConvolution(block.ff.conv_depth, GridLayout.IMAGES),),
                 attention=(block.attn1, block.attn2),
                 feed_forward=(block.ff,),
             )

@@ -41,6 +41,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Sana(FamilyPlugin[SanaSettings]):
     """Fine-tune Sana and SANA-1.5: text to image."""
 
+    family_type = SanaFamily
+
     def __init__(self, name: str, settings: SanaSettings) -> None:
         super().__init__(name, settings)
         self._family: SanaFamily | None = None
