@@ -8,30 +8,26 @@ dataset of a million pictures, which takes some minutes and two million links.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
-import platform
-import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-BEGIN, END = "<!-- data: begin -->", "<!-- data: end -->"
-MIB = 2**10
-"""KiB."""
+from measuring import MIB, VERDICTS, part_of, put, table
+
 NUM_ENCODED, ENCODED_EDGE, ENCODED_BATCH, ENCODER_SECONDS = 128, 512, 4, 0.2
 """Pictures that are encoded, their edge once they are resized, how many at a time, and what a slow encoder takes for one."""
 NUM_CACHED, CACHED_EDGE = 512, 256
 PER_FOLDER, LINKED = 1000, 40
 """Files of a large dataset in one folder; files that all its links lead to, for a file has at most 65,000 links."""
+
+part = partial(part_of, "data_parts", threads=1)
+"""A part in a process of its own, where torch computes with one thread."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +46,6 @@ class Place:
 
     folder: Path
     rounds: int
-
-
-def part(name: str, *arguments: object) -> dict[str, Any]:
-    """The result of a part in a process of its own, where torch computes with one thread."""
-    command = [sys.executable, str(HERE / "data_parts.py"), name, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
 
 
 def caching(place: Place) -> list[Line]:
@@ -84,7 +70,12 @@ def caching(place: Place) -> list[Line]:
                 if file.is_file():
                     file.unlink()
             filled = NUM_ENCODED / part("fill", config, how, amount)["whole"]
-            rates.append((filled, NUM_ENCODED / part("alone", checkpoint, NUM_ENCODED, ENCODED_BATCH, ENCODED_EDGE, how, amount)["whole"]))
+            rates.append(
+                (
+                    filled,
+                    NUM_ENCODED / part("alone", checkpoint, NUM_ENCODED, ENCODED_BATCH, ENCODED_EDGE, how, amount)["whole"],
+                )
+            )
         shares = [filled / alone for filled, alone in rates]
         share = statistics.median(shares)
         filled, alone = (statistics.median(rate) for rate in zip(*rates, strict=True))
@@ -211,12 +202,7 @@ MEASUREMENTS: Mapping[str, Callable[[Place], list[Line]]] = {
 
 def markdown(lines: Sequence[Line], load: Sequence[float]) -> str:
     """The table, with when and where it was measured."""
-    verdicts = {True: "yes", False: "**no**", None: ""}
-    rows = [f"| {line.what} | {line.found} | {line.wanted} | {verdicts[line.holds]} |" for line in lines]
-    where = f"{os.cpu_count()} cores ({platform.machine()}), no GPU, Python {platform.python_version()}"
-    loads = f"load average over a minute before each measurement: {min(load):.1f} to {max(load):.1f}"
-    told = f"Measured on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}: {where}; {loads}."
-    return "\n".join([told, "", "| what | found | wanted | holds |\n|---|---|---|---|", *rows])
+    return table(["what", "found", "wanted", "holds"], [[line.what, line.found, line.wanted, VERDICTS[line.holds]] for line in lines], load)
 
 
 def main() -> None:
@@ -238,11 +224,10 @@ def main() -> None:
             for line in MEASUREMENTS[name](place):
                 lines.append(line)
                 print(f"{line.what}: {line.found} | wanted {line.wanted or 'nothing'}", flush=True)
-    table = markdown(lines, load)
-    print(table)
+    made = markdown(lines, load)
+    print(made)
     if arguments.write:
-        text = arguments.write.read_text()
-        arguments.write.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n{table}\n{END}", text, flags=re.DOTALL))
+        put(made, "data", arguments.write)
 
 
 if __name__ == "__main__":

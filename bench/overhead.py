@@ -7,11 +7,7 @@ with the date and the load, between the markers of a Markdown file. `--only step
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -19,14 +15,16 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-MIB = 2**10
-"""KiB."""
+from measuring import MIB, VERDICTS, part_of, put, table
+
 NUM_ENCODED, ENCODED_EDGE, ENCODED_BATCH = 32, 256, 4
+
+part = partial(part_of, "parts")
+"""A part in a process of its own."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +52,6 @@ class Place:
 
     def config(self, name: str) -> Path:
         return self.folder / f"{name}.toml"
-
-
-def part(name: str, *arguments: object, threads: int | None = None) -> dict[str, Any]:
-    """The result of a part in a process of its own."""
-    environment = dict(os.environ) if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, str(HERE / "parts.py"), name, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
 
 
 def median_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -219,16 +206,8 @@ def prepare(folder: Path, pairs: int, block: int) -> Place:
 
 def markdown(lines: Sequence[Line], load: Sequence[float]) -> str:
     """The table, with when and where it was measured."""
-    verdicts = {True: "yes", False: "**no**", None: ""}
-    rows = [f"| {line.what} | {line.bare} | {line.ours} | {line.difference} | {line.limit} | {verdicts[line.holds]} |" for line in lines]
-    import torch
-
-    where = f"{os.cpu_count()} cores ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}), no GPU"
-    loads = f"load average over a minute before each measurement: {min(load):.1f} to {max(load):.1f}"
-    head = "| what | bare | run | difference | limit | holds |\n|---|---|---|---|---|---|"
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    told = f"Measured on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}: {where}; {versions}; {loads}."
-    return "\n".join([told, "", head, *rows])
+    rows = [[line.what, line.bare, line.ours, line.difference, line.limit, VERDICTS[line.holds]] for line in lines]
+    return table(["what", "bare", "run", "difference", "limit", "holds"], rows, load)
 
 
 def main() -> None:
@@ -248,11 +227,10 @@ def main() -> None:
             for line in MEASUREMENTS[name](place):
                 lines.append(line)
                 print(f"{line.what}: {line.bare} | {line.ours} | {line.difference} | limit {line.limit or 'none'}", flush=True)
-    table = markdown(lines, load)
-    print(table)
+    made = markdown(lines, load)
+    print(made)
     if arguments.write:
-        text = arguments.write.read_text()
-        arguments.write.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n{table}\n{END}", text, flags=re.DOTALL))
+        put(made, "measured", arguments.write)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .config import Config
     from .config.datasets import DatasetTable, PixelTable, SampleTable
     from .data.funnel import Funnel, Station
-    from .data.geometry import Target, bucket_frames
+    from .data.geometry import Target, bucket_frames, center_crop, covering
     from .data.images import resize_and_crop, to_pixels
     from .data.pictures import PixelKind
     from .errors import InputError, PartMissing, RunFailed, TunesmithError
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     )
     from .kinds import Kind, KindPlugin, Piece, Probe, Unfit, Unreadable
     from .loss import Loss
-    from .media import Clip, Media, MediaReader, MediaWriter, Report, SampleRequest, Wanted
+    from .media import Clip, Media, MediaReader, MediaWriter, Report, SampleRequest, Wanted, write_image
     from .model import GridConvolution, GridLayout, Model, TrunkModule, take_rows
     from .paths import InputPath, ModelSource
     from .plugin import NoSettings, Part, Plugin, Settings, Stage
@@ -49,7 +49,7 @@ _HOMES = {
     "batch": ("AUDIO", "HISTORY", "PIXELS", "Batch", "Caption", "Crop", "Field", "FieldValue", "Ragged", "Source", "Window"),
     "config": ("Config",),
     "data.funnel": ("Funnel", "Station"),
-    "data.geometry": ("Target", "bucket_frames"),
+    "data.geometry": ("Target", "bucket_frames", "center_crop", "covering"),
     "data.images": ("resize_and_crop", "to_pixels"),
     "data.pictures": ("PixelKind",),
     "errors": ("InputError", "PartMissing", "RunFailed", "TunesmithError"),
@@ -70,7 +70,7 @@ _HOMES = {
     ),
     "kinds": ("Kind", "KindPlugin", "Piece", "Probe", "Unfit", "Unreadable"),
     "loss": ("Loss",),
-    "media": ("Clip", "Media", "MediaReader", "MediaWriter", "Report", "SampleRequest", "Wanted"),
+    "media": ("Clip", "Media", "MediaReader", "MediaWriter", "Report", "SampleRequest", "Wanted", "write_image"),
     "model": ("GridConvolution", "GridLayout", "Model", "TrunkModule", "take_rows"),
     "paths": ("InputPath", "ModelSource"),
     "plugin": ("NoSettings", "Part", "Plugin", "Settings", "Stage"),
@@ -149,6 +149,8 @@ __all__ = [
     "Window",
     "Wrapper",
     "bucket_frames",
+    "center_crop",
+    "covering",
     "encode_captions",
     "fetch_files",
     "fetch_tokenizer",
@@ -163,6 +165,7 @@ __all__ = [
     "take_rows",
     "to_pixels",
     "without_progress_bars",
+    "write_image",
 ]
 
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from email import message_from_string
 from email.message import Message
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .contract import complaints
 from .errors import InputError
 from .hookspecs import GROUP
-from .plugin import Plugin
 from .words import nearest, shown
+
+if TYPE_CHECKING:
+    from .plugin import Plugin
 
 DISTRIBUTION = "tunesmith"
 
@@ -49,6 +50,9 @@ def installed(group: str = GROUP) -> dict[str, list[InstalledPlugin]]:
 
 def load_class(name: str, plugins: Mapping[str, list[InstalledPlugin]] | None = None) -> type[Plugin[Any]]:
     """Import one plugin and nothing else; InputError if it is not installed, provided twice, or cannot be imported."""
+    from .contract import complaints  # which bring pydantic, and the list of plugins needs none of it
+    from .plugin import Plugin
+
     candidates = (installed() if plugins is None else plugins).get(name, [])
     if not candidates:
         raise InputError(_not_installed(name, installed() if plugins is None else plugins))
