@@ -50,7 +50,7 @@ def installed(group: str = GROUP) -> dict[str, list[InstalledPlugin]]:
 
 def load_class(name: str, plugins: Mapping[str, list[InstalledPlugin]] | None = None) -> type[Plugin[Any]]:
     """Import one plugin and nothing else; InputError if it is not installed, provided twice, or cannot be imported."""
-    from .contract import complaints  # which bring pydantic, and the list of plugins needs none of it
+    from .contract import complaints  # which a list of plugins does not need
     from .plugin import Plugin
 
     candidates = (installed() if plugins is None else plugins).get(name, [])

@@ -172,7 +172,7 @@ try:
     main()
 except SystemExit as stop:
     assert not stop.code, stop.code
-heavy = {{"torch", "numpy", "diffusers", "transformers", "accelerate", "pydantic", "PIL"}} & sys.modules.keys()
+heavy = {{"torch", "numpy", "diffusers", "transformers", "accelerate", "PIL"}} & sys.modules.keys()
 assert not heavy, heavy
 plugins = [name for name in sys.modules if name.startswith("acme_")]
 assert not plugins, plugins
