@@ -46,6 +46,8 @@ class Drawn(NamedTuple):
     position: int
     batch: Batch
     draws: Draws | None
+    seed: int
+    """Of torch's own generators while the loss is computed."""
 
 
 class Trainer:
@@ -71,7 +73,7 @@ class Trainer:
 
     def ahead(self) -> Ahead[Drawn, Step]:
         """The micro-batches of the run from here on; what can be done ahead of them is done by a thread."""
-        return Ahead(self.draw, self.prepare, self.run.step * self.accumulation, self.loader.lot)
+        return Ahead(self.draw, self.prepare, self.run.step * self.accumulation, self.loader.lot, self.loader.is_quick)
 
     def one_step(self, steps: Ahead[Drawn, Step]) -> None:
         """One optimizer step: accumulate, check, update, tell."""
@@ -81,13 +83,15 @@ class Trainer:
         told: defaultdict[str, list[Tensor | float]] = defaultdict(list)
         for _ in range(self.accumulation):
             step = next(steps)
-            seed_global(position_seed(run.config.run.seed, "forward", step.position), run.device)
-            with run.computing(step):
+            run.current = step
+            try:
                 with run.autocast():
                     loss = run.hooks.compute_loss(run, step)
                     total = loss.total
                 steps.go_on()  # while the gradient is computed without Python
                 run.engine.backward(total if self.accumulation == 1 else total / self.accumulation)
+            finally:
+                run.current = None
             losses.append(total.detach())
             for name, value in (*step.metrics.items(), *((f"loss_{name}", term.detach()) for name, term in loss.terms.items())):
                 told[name].append(value)
@@ -116,11 +120,11 @@ class Trainer:
 
     def draw(self, position: int) -> Drawn:
         """The batch at a position with its draws, pinned for a GPU; without them as long as its latents are not encoded."""
-        batch = self.loader.ready(position)
+        batch, seed = self.loader.ready(position), position_seed(self.run.config.run.seed, "forward", position)
         if "latents" not in batch.fields:
-            return Drawn(position, batch, None)
+            return Drawn(position, batch, None, seed)
         draws = self.draws(position, batch)
-        return Drawn(position, batch, draws.pinned() if self.run.device.type == "cuda" else draws)
+        return Drawn(position, batch, draws.pinned() if self.run.device.type == "cuda" else draws, seed)
 
     def draws(self, position: int, batch: Batch) -> Draws:
         """What a micro-batch draws, on the CPU; where its first frame is given, sigma is [B, 1, F, 1, 1] and 0 there."""
@@ -139,7 +143,7 @@ class Trainer:
         return batch.sources[0].dataset in self.given
 
     def prepare(self, drawn: Drawn) -> Step:
-        """A micro-batch on the run's device, its noise mixed into the latents."""
+        """A micro-batch on the run's device, its noise mixed into the latents; torch's own generators are seeded for it."""
         device, position = self.run.device, drawn.position
         batch = self.loader.finished(drawn.batch)
         draws = drawn.draws or self.draws(position, batch)
@@ -151,6 +155,7 @@ class Trainer:
         noisy, target = mix(latents, noise, sigma)
         keep = self.first_frame(latents) if self.first_frame_given(batch) else None
         index, micro = divmod(position, self.accumulation)
+        seed_global(drawn.seed, device)
         return Step(index, micro, position, "train", batch, sigma, noise, noisy, target, keep)
 
     def first_frame(self, latents: Tensor) -> Tensor:

@@ -279,3 +279,14 @@ def test_a_file_that_is_gone_before_its_first_use_stops_the_run_by_name(tmp_path
         file.unlink()
     with pytest.raises(RunFailed, match=r"set/.*\.png cannot be read any more.*start again"):
         made.batch(0)
+
+
+def test_once_all_is_in_memory_the_thread_rests_and_the_batches_stay_the_same(tmp_path, run):
+    made = loader(tmp_path, run, cached=True)
+    epoch = made.order.batches_per_epoch
+    direct = [made.batch(position) for position in range(6 * epoch)]
+    again = loader(tmp_path, run, cached=True)
+    assert not again.is_quick()
+    with again.batches(0) as batches:
+        assert all(same(next(batches), batch) for batch in direct)
+    assert again.is_quick()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -13,26 +12,29 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 LOTS = 2
-"""Lots that wait to be taken."""
+"""Lots that wait to be taken, at least one of them whole."""
 
 
 class Ahead(Iterator[T], Generic[R, T]):
     """What `finish(ready(position))` is for one position after the other; a thread calls `ready` ahead until `close`.
 
     `finish` is called where the result is taken, and what goes wrong in the thread is raised there. The thread readies
-    `lot` positions at a stretch, for its every turn slows the caller down.
+    `lot` positions at a stretch: each turn slows the caller down, and the first of a lot takes several times as long as
+    the others, for which the processor has everything at hand. While `is_quick` says so, `ready` waits for nothing, and
+    the caller readies lots too: a thread would only slow it down.
     """
 
-    def __init__(self, ready: Callable[[int], R], finish: Callable[[R], T], start: int, lot: int) -> None:
-        self._make_ready, self._finish, self._lot = ready, finish, lot
+    def __init__(
+        self, ready: Callable[[int], R], finish: Callable[[R], T], start: int, lot: int, is_quick: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._make_ready, self._finish, self._lot, self._is_quick = ready, finish, lot, is_quick
+        self._position = self._asked = start  # the next to be taken, and the first that nobody was asked for
         self._ready: queue.SimpleQueue[R | _Failed] = queue.SimpleQueue()
-        self._turns: queue.SimpleQueue[bool] = queue.SimpleQueue()  # each for one lot; False ends the thread
-        self._taken = 0
+        self._turns: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # where each lot begins; None ends the thread
         self._closed = False
-        for _ in range(LOTS):
-            self._turns.put(True)
-        self._thread = threading.Thread(target=self._work, args=(start,), name="loader", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="loader", daemon=True)
         self._thread.start()
+        self.go_on()
 
     def __enter__(self) -> Ahead[R, T]:
         return self
@@ -42,8 +44,11 @@ class Ahead(Iterator[T], Generic[R, T]):
 
     def __next__(self) -> T:
         self.go_on()
+        if self._position == self._asked:  # it is quick, and the thread is idle
+            self._asked += self._lot
+            self._make_lot_ready(self._position)
+        self._position += 1
         item = self._ready.get()
-        self._taken += 1
         if isinstance(item, _Failed):
             raise item.error
         return self._finish(item)
@@ -53,27 +58,32 @@ class Ahead(Iterator[T], Generic[R, T]):
 
         Two threads that run Python slow each other down, so this is for where the caller leaves Python for a while.
         """
-        if self._taken >= self._lot:
-            self._taken = 0
-            self._turns.put(True)
+        while self._asked - self._position <= (LOTS - 1) * self._lot and not self._is_quick():
+            self._turns.put(self._asked)
+            self._asked += self._lot
 
     def close(self) -> None:
         """End the thread."""
         self._closed = True
-        self._turns.put(False)
+        self._turns.put(None)
         self._thread.join()
 
-    def _work(self, start: int) -> None:
-        positions = itertools.count(start)
-        while self._turns.get():
-            for position in itertools.islice(positions, self._lot):
-                if self._closed:
-                    return
-                try:
-                    self._ready.put(self._make_ready(position))
-                except BaseException as error:  # raised again by whoever takes the result
-                    self._ready.put(_Failed(error))
-                    return
+    def _work(self) -> None:
+        start = self._turns.get()
+        while start is not None and self._make_lot_ready(start):
+            start = self._turns.get()
+
+    def _make_lot_ready(self, start: int) -> bool:
+        """Whether all positions of a lot were; nothing that follows an error is."""
+        for position in range(start, start + self._lot):
+            if self._closed:
+                return False
+            try:
+                self._ready.put(self._make_ready(position))
+            except BaseException as error:  # raised again by whoever takes the result
+                self._ready.put(_Failed(error))
+                return False
+        return True
 
 
 class _Failed:

@@ -57,6 +57,7 @@ class Loader:
         self._repairs = None if cache is None else Repairs(run, order, self.fields, cache)
         self._recent: dict[Part, Tensor] = {}
         self._recent_bytes = 0
+        self._quick_batches, self._epoch = 0, order.batches_per_epoch
 
     def batch(self, position: int) -> Batch:
         """The batch at a position of the run, with all fields: on the CPU from the cache, else on the run's device."""
@@ -67,9 +68,13 @@ class Loader:
         """How many batches should be made ready at a stretch."""
         return LOT_OF_PIXELS if self.cache is None else LOT
 
+    def is_quick(self) -> bool:
+        """Whether nothing is waited for any more: for a whole epoch, every value was in memory."""
+        return self._quick_batches >= self._epoch
+
     def batches(self, start: int) -> Ahead[Batch, Batch]:
         """The batches from a position on, without end, on the run's device; a thread reads ahead until it is closed."""
-        return Ahead(self.ready, self.finished, start, self.lot)
+        return Ahead(self.ready, self.finished, start, self.lot, self.is_quick)
 
     def ready(self, position: int) -> Batch:
         """What a thread can do for the batch at a position: read all fields, or decode pixels; pinned for a GPU."""
@@ -78,7 +83,8 @@ class Loader:
 
     def finished(self, batch: Batch) -> Batch:
         """The rest, which is the main thread's: all fields of a batch that is ready, on the run's device."""
-        return self._finished(batch).to(self.run.device)
+        whole = self._finished(batch)
+        return whole if self.run.device.type == "cpu" else whole.to(self.run.device)
 
     def _prepared(self, position: int) -> Batch:
         """What the reading thread can do: read all fields, or decode the pixels that they are computed from."""
@@ -98,7 +104,12 @@ class Loader:
         return encode(self.run, batch)
 
     def _read(self, cache: Store, sources: Sequence[Source]) -> Batch:
-        """A batch from the cache; torn, with inputs decoded, if entries are damaged or gone."""
+        """A batch from memory or the cache; torn, with inputs decoded, if entries are damaged or gone."""
+        remembered = {field.key: self._remembered(field, sources) for field in self.fields}
+        fields = {key: value for key, value in remembered.items() if value is not None}
+        self._quick_batches = self._quick_batches + 1 if len(fields) == len(remembered) else 0
+        if self._quick_batches:
+            return Batch(tuple(sources), tuple(source.caption for source in sources), fields=fields)
         values: dict[Part, Tensor] = {}
         lacking: dict[Part, tuple[str, Source]] = {}
         for field in self.fields:
@@ -116,6 +127,13 @@ class Loader:
         if lost and self._repairs is not None:
             return self._repairs.torn(sources, values, lost)
         return self._whole(sources, values)
+
+    def _remembered(self, field: Field, sources: Sequence[Source]) -> FieldValue | None:
+        """A field of a batch, of which nothing is shared with what stays in memory; None if a value is not there."""
+        found = [value for source in sources if (value := self._recent.get(part_of(field, source))) is not None]
+        if len(found) < len(sources):
+            return None
+        return collate(field, [value.clone() for value in found] if field.ragged else found)  # a stack is a copy
 
     def _whole(self, sources: Sequence[Source], values: Mapping[Part, Tensor]) -> Batch:
         fields = {field.key: collate(field, [values[part_of(field, source)] for source in sources]) for field in self.fields}

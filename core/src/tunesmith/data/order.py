@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from .segments import Lane, Segment, segments_of
 
 UNCONDITIONAL = Caption("", negative=True)
 """What a dropped caption becomes: the text that guidance steers away from when a sampler is given no negative prompt."""
+KNOWN_SOURCES = 10_000
+"""Samples whose files and parts stay at hand once drawn; those of others are put together again."""
 Entries = NDArray[np.int64]
 """Draws of samples: sample index * rounds + repeat, [batches, batch size]."""
 
@@ -137,12 +139,16 @@ class Order:
 
     def source(self, draw: Draw) -> Source:
         """A drawn sample with its caption, or the empty one for dropout, and its crop."""
-        sample = draw.dataset.samples[draw.index]
-        where = (draw.epoch, draw.dataset.name, draw.index, draw.repeat)
-        generator = numpy_generator(self.seed, "caption", *where)
-        dropped = generator.random() < draw.dataset.table.caption_dropout
-        caption = UNCONDITIONAL if dropped else Caption(sample.captions[int(generator.integers(len(sample.captions)))])
-        return draw.dataset.source(sample, caption, self._part(draw, sample))
+        dataset, sample = draw.dataset, draw.dataset.samples[draw.index]
+        caption = self._caption(draw, sample)
+        if dataset.kind.draws:
+            return dataset.source(sample, caption, self._part(draw, sample))
+        known = self._known.get((dataset.name, draw.index))
+        if known is None:
+            known = dataset.source(sample, caption, dataset.part(sample, None))
+            if len(self._known) < KNOWN_SOURCES:
+                self._known[dataset.name, draw.index] = known
+        return known if caption == known.caption else replace(known, caption=caption)
 
     def neighbours(self, draw: Draw) -> Iterator[Draw]:
         """What could stand in for a sample: the others of its bucket, from the next one on."""
@@ -172,6 +178,7 @@ class Order:
 
     def _forget(self) -> None:
         """Take up what the datasets hold when next asked."""
+        self._known: dict[tuple[str, int], Source] = {}
         self._held: tuple[list[_Share], tuple[Segment, ...]] | None = None
         self._current_round: tuple[tuple[int, int], NDArray[np.int64]] | None = None
         self._current: dict[int, tuple[int, NDArray[np.int64] | None, list[Entries]]] = {}
@@ -234,11 +241,18 @@ class Order:
             entries = generator.permutation(group.indexes)[turns % len(group.indexes)] * group.rounds + turns // len(group.indexes)
         return entries.reshape(group.batches, group.batch_size)
 
+    def _caption(self, draw: Draw, sample: Sample) -> Caption:
+        """The caption of a drawn sample, or the empty one for dropout; where there is no choice, nothing is drawn."""
+        dropout, captions = draw.dataset.table.caption_dropout, sample.captions
+        if not dropout and len(captions) == 1:
+            return Caption(captions[0])
+        generator = numpy_generator(self.seed, "caption", draw.epoch, draw.dataset.name, draw.index, draw.repeat)
+        dropped = generator.random() < dropout
+        return UNCONDITIONAL if dropped else Caption(captions[int(generator.integers(len(captions)))])
+
     def _part(self, draw: Draw, sample: Sample) -> tuple[Crop, Window | None]:
-        """Which part of its file a drawn sample is."""
+        """Which part of its file a drawn sample is, where parts are drawn."""
         dataset = draw.dataset
-        if not dataset.kind.draws:
-            return dataset.part(sample, None)
         if self.cached:
             where = (draw.epoch, dataset.name, draw.index, draw.repeat)
             return self._variant(dataset, sample, int(numpy_generator(self.seed, "variant", *where).integers(dataset.variants)))
