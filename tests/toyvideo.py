@@ -10,7 +10,8 @@
 `clip(file, frames)` writes clips that datasets of the kind `toyclips` read, so that tests of the core need no video files.
 
 A latent frame stands for the first frame of a clip, each further one for four frames; edges shrink by 8, and the
-denoiser makes one token of 2x2 latents. There is no noise schedule, and sampling is Euler's.
+denoiser makes one token of 2x2 latents. There is no noise schedule, and sampling is Euler's. What is given beside a
+caption is not used: it is kept as the field `given_NAME`, its mean by channel, and told in the recipe of samples.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from torch.nn import functional
 
 from tunesmith import (
     Batch,
+    Clip,
     Crop,
     Family,
     FamilyDefaults,
@@ -209,13 +211,23 @@ class ToyVideoFamily(Family):
     latent_distribution = True
     caption_tokens = MOST_TOKENS
 
-    def __init__(self, folder: Path, sound: Sound | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sound: Sound | None = None,
+        takes: Mapping[str, bool] = MappingProxyType({}),
+        history: int = 0,
+        makes: str = "image",
+    ) -> None:
         try:
             self.config = json.loads((folder / "transformer" / "config.json").read_text())
         except OSError as error:
             raise InputError(f"{folder} is no toyvideo checkpoint: {error.strerror}") from None
         self.folder = folder
         self.sound = sound
+        self.takes = takes
+        self.history = history
+        self.makes = makes
 
     def count_tokens(self, captions: Sequence[str]) -> list[int] | None:
         return [1 + len(caption.encode()) for caption in captions]
@@ -260,7 +272,7 @@ class ToyVideoModel(Model):
         return denoiser
 
     def sample(self, pipeline: Any, request: SampleRequest) -> Media:
-        """The frames of a clip side by side."""
+        """The frames of a clip side by side, or as a clip with the sound that was given."""
         shape = self.family.latent_shape(request.frames, request.height, request.width)
         device = next(pipeline.parameters()).device
         latents = torch.randn((1, *shape), generator=torch.Generator().manual_seed(request.seed)).to(device)
@@ -270,9 +282,17 @@ class ToyVideoModel(Model):
             fields["sound"] = latents.new_zeros((1, shape[1], 1))
         for sigma, following in pairwise(sigmas):
             latents = latents + (following - sigma) * velocity(pipeline, latents, latents.new_tensor([sigma]), fields).float()
-        strip = self.decode(latents)[0].permute(2, 1, 3, 0).flatten(1, 2)  # [H, F * W, C]
-        image = Image.fromarray(((strip + 1) * 127.5).round().to("cpu", torch.uint8).numpy())
-        return Media("image", request.name, image, {"prompt": request.prompt, "frames": request.frames, "seed": request.seed})
+        pixels = ((self.decode(latents)[0] + 1) * 127.5).round().to("cpu", torch.uint8)  # [C, F, H, W]
+        recipe: dict[str, Any] = {"prompt": request.prompt, "frames": request.frames, "seed": request.seed}
+        if request.given:
+            told = {what: [list(value.shape), value.flatten(1).mean(dim=1).tolist()] for what, value in request.given.items()}
+            recipe["given"] = told
+        if self.family.makes == "clip":
+            rate = 0 if self.family.sound is None else self.family.sound.sample_rate
+            clip = Clip(pixels.permute(1, 2, 3, 0), request.fps, request.given.get("audio") if rate else None, rate)
+            return Media("clip", request.name, clip, recipe)
+        strip = pixels.permute(2, 1, 3, 0).flatten(1, 2)  # [H, F * W, C]
+        return Media("image", request.name, Image.fromarray(strip.numpy()), recipe)
 
     def trunk(self) -> Sequence[TrunkModule]:
         return [
@@ -308,6 +328,12 @@ class ToyVideoSettings(Settings):
     """Folder of the checkpoint."""
     sound: bool = False
     """Train with the sound of clips; the checkpoint must be made for it."""
+    takes: dict[Literal["reference", "audio", "control"], bool] = Setting(default_factory=dict)
+    """What samples are given beside a caption, and whether they must be."""
+    history: int = Setting(0, ge=0)
+    """So many frames before a window are given."""
+    clips: bool = False
+    """Samples are clips."""
 
 
 class ToyVideo(FamilyPlugin[ToyVideoSettings]):
@@ -316,7 +342,12 @@ class ToyVideo(FamilyPlugin[ToyVideoSettings]):
     family_type = ToyVideoFamily
 
     def family(self) -> ToyVideoFamily:
-        return ToyVideoFamily(Path(self.settings.path), Sound(8000, 1, required=True) if self.settings.sound else None)
+        settings = self.settings
+        sound = Sound(8000, 1, required=True) if settings.sound else None
+        makes = "clip" if settings.clips else "image"
+        return ToyVideoFamily(
+            Path(settings.path), sound, {str(what): must for what, must in settings.takes.items()}, settings.history, makes
+        )
 
     def fields(self, run: Run) -> Sequence[Field]:
         fields = [Field("latents", "toy-1", per_sample=True), Field("prompt_embeds", "toy-1", per_sample=False, ragged=True)]
@@ -324,7 +355,15 @@ class ToyVideo(FamilyPlugin[ToyVideoSettings]):
             fields.append(Field("latents_std", "toy-1", per_sample=True))
         if self.settings.sound:
             fields.append(Field("sound", "toy-1", per_sample=True, needs=("audio",)))
+        for need in self.given:
+            fields.append(Field(f"given_{need}", "toy-1", per_sample=True, needs=(need,), may_lack=(need,)))
         return fields
+
+    @property
+    def given(self) -> list[str]:
+        """The inputs beside pixels and sound."""
+        taken = [what for what in self.settings.takes if what != "audio"]
+        return [*taken, *(["history"] if self.settings.history else [])]
 
     @hookimpl
     def load_model(self, run: Run, part: Part) -> Model:
@@ -343,6 +382,10 @@ class ToyVideo(FamilyPlugin[ToyVideoSettings]):
         if batch.wants("sound"):
             window = batch.sources[0].window
             batch.fields["sound"] = loudness(batch.inputs["audio"], latent_frames(window.frames if window else 1))
+        for need in self.given:
+            if batch.wants(f"given_{need}"):
+                value = batch.inputs.get(need)
+                batch.fields[f"given_{need}"] = torch.zeros(len(batch), 3) if value is None else value.flatten(2).mean(dim=2)
         return batch
 
 

@@ -47,7 +47,7 @@ class SampleRequest:
 class Clip:
     """The content of media of the kind `clip`: frames uint8 [F, H, W, 3], with sound [channels, samples] in [-1, 1] or without.
 
-    The sound begins with the first frame; it may be shorter or longer than the frames.
+    The sound begins with the first frame. It may be shorter than the frames; writers cut off what is longer.
     """
 
     frames: Tensor
@@ -93,7 +93,7 @@ class MediaWriter(Protocol):
 
 @dataclass(frozen=True)
 class Wanted:
-    """How a file that is given to a sample is to be read: the sample's size, its frames at most, and its sound."""
+    """How what is given to a sample is to be read: at the sample's size and frames a second, and with its sound's rate and channels."""
 
     width: int
     height: int

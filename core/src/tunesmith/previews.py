@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .batch import AUDIO, PIXELS, Caption, Source
+from .batch import AUDIO, PIXELS, Caption, Source, Window
 from .config.tables import as_stem
+from .data.geometry import center_crop, covering
 from .data.given import CONTROL, REFERENCE
 from .hooks import blamed_on
 from .media import MediaReader, MediaWriter, Wanted, read_image, write_image
@@ -58,12 +59,11 @@ def count_previews(config: Config, datasets: Iterable[Dataset]) -> int:
     return len(config.prompts) + len(config.validation.samples) + of_datasets
 
 
-def captions(config: Config, datasets: Iterable[Dataset]) -> list[Caption]:
+def captions(config: Config, made: Iterable[Preview]) -> list[Caption]:
     """Every text that validation needs encoded: the prompts, and the negative prompt."""
-    chosen = (one.captions[0] for dataset in datasets for one in dataset.samples[: config.validation.dataset_samples])
-    prompts = [*config.prompts.values(), *(sample.prompt for sample in config.validation.samples), *chosen]
+    prompts = dict.fromkeys(preview.prompt for preview in made)
     negative = Caption(config.validation.negative_prompt, negative=True)
-    return [*map(Caption, dict.fromkeys(prompts)), negative] if prompts else []
+    return [*map(Caption, prompts), negative] if prompts else []
 
 
 def media_readers(plugins: Iterable[Plugin[Any]]) -> dict[str, MediaReader]:
@@ -102,8 +102,8 @@ def complaints(config: Config, family: Family, plugins: Sequence[Plugin[Any]]) -
         lacks = [what for what in required if what not in sample.given]
         if lacks:
             yield place, f"{_lacks(family, lacks)}: add {' and '.join(f'{what} = FILE' for what in lacks)}"
-        for what in sample.given:
-            yield from (((*place, what), sentence) for sentence in _wrongly_given(what, family, readers))
+        for what, file in sample.given.items():
+            yield from (((*place, what), sentence) for sentence in _wrongly_given(what, file, family, readers))
     if table.num_frames is not None and family.round_frames(table.num_frames) != table.num_frames:
         rounded = family.round_frames(table.num_frames)
         yield ("validation", "num_frames"), f"num_frames = {table.num_frames}: {family.name} makes no such number of frames; use {rounded}"
@@ -113,12 +113,14 @@ def _lacks(family: Family, lacks: Iterable[str]) -> str:
     return f"{family.name} makes a sample of {' and '.join(MADE_FROM[what] for what in lacks)} beside the prompt"
 
 
-def _wrongly_given(what: str, family: Family, readers: Collection[str]) -> Iterator[str]:
+def _wrongly_given(what: str, file: Path, family: Family, readers: Collection[str]) -> Iterator[str]:
     if what not in family.takes:
         takes = ", ".join(family.takes) or "nothing"
         yield f"{family.name} takes no {what} beside a prompt; it takes {takes}; take this out"
     elif what not in readers:
         yield f"no active plugin reads {MADE_FROM[what]} from a file; switch one on that does, by its table (`tune plugins` lists them)"
+    elif not file.is_file():
+        yield f"there is no file {str(file)!r}; paths start at the config file"
 
 
 def _read(reader: MediaReader, file: Path, wanted: Wanted) -> Tensor:
@@ -133,9 +135,19 @@ def _of_dataset(dataset: Dataset, sample: Sample, family: Family) -> dict[str, C
 
 
 def _load(dataset: Dataset, source: Source, need: str, wanted: Wanted) -> Tensor:
-    """An input of a sample; of the pixels of a clip its first frame."""
-    value = dataset.load(source, need)
+    """An input of a sample, of the wanted size and rate; of the pixels of a clip its first frame."""
+    value = dataset.load(source if need == AUDIO else _as_wanted(source, wanted), need)
     return value[:, 0].clone() if need == PIXELS and value.ndim == 4 else value
+
+
+def _as_wanted(source: Source, wanted: Wanted) -> Source:
+    """A sample at another size, cut from the middle of its whole picture, and its window at another rate."""
+    size, crop, window = (wanted.width, wanted.height), source.crop, source.window
+    if crop.size != size:
+        crop = center_crop(covering(crop.resize, size))
+    if window is not None and window.fps != wanted.fps:
+        window = Window(window.start, int((window.frames - 1) / window.fps * wanted.fps + 1e-6) + 1, wanted.fps)
+    return replace(source, crop=crop, window=window)
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .hooks import HookCaller
     from .model import Model
+    from .previews import Preview
     from .progress import Progress
     from .rundir import RunDirectory
 
@@ -33,7 +34,8 @@ class Run:
     """One run: its config, family, model, device, directory, and the step being computed.
 
     Two runs in one process share nothing. `step` counts finished optimizer steps; `current` is the step from before
-    `compute_loss` until its backward is done, and None otherwise. `datasets` are those whose files are samples, by name.
+    `compute_loss` until its backward is done, and None otherwise. `datasets` are those whose files are samples, by name;
+    `previews` is what validation makes.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Run:
         self.total_steps = 0
         self.step = 0
         self.current: Step | None = None
+        self.previews: Sequence[Preview] = ()
         self.prompt_fields: dict[Caption, Mapping[str, FieldValue]] = {}
         self._model: Model | None = None
         self._encoders: Model | None = None
@@ -118,15 +121,6 @@ class Run:
     def autocast(self) -> AbstractContextManager[None]:
         """The run's precision; enter it once per step."""
         return self.engine.autocast()
-
-    @contextmanager
-    def computing(self, step: Step) -> Iterator[None]:
-        """Make `step` the current one until its backward is done."""
-        self.current = step
-        try:
-            yield
-        finally:
-            self.current = None
 
     def torch_generator(self, purpose: str, *position: int | str) -> torch.Generator:
         """A CPU generator whose draws depend on the seed, the purpose and the position alone."""

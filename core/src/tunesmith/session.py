@@ -34,7 +34,7 @@ from .listing.index import Index
 from .model import Trainable
 from .ordering import ordered
 from .plugin import Part, Plugin
-from .previews import captions, complaints
+from .previews import captions, complaints, previews
 from .progress import Progress
 from .run import Run
 from .rundir import WAY_ON, RunDirectory, manifest
@@ -259,7 +259,8 @@ def total_steps(config: Config, order: Order) -> int:
 
 def _encode(run: Run, order: Order, fields: Sequence[Field], cache: Store | None) -> None:
     """Fill the cache with what it lacks and release the encoders; without a cache, encode the prompts alone and keep them."""
-    prompts = captions(run.config, run.datasets.values())
+    run.previews = previews(run.config, run.datasets.values(), run.plugins, run.family)  # before files turn out to be unreadable
+    prompts = captions(run.config, run.previews)
     if cache is not None:
         fill(run, cache, fields, order, [*order.all_captions(), *prompts], run.progress, user_of(run.config))
     run.prompt_fields = {prompt: read_caption_fields(run, cache, fields, prompt) for prompt in prompts}

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .batch import Caption, FieldValue
-from .errors import DISK_ERRORS, RunFailed
+from .errors import DISK_ERRORS, RunFailed, Stopped
 from .media import Media, MediaWriter, Report, SampleRequest, Wanted
 from .plugin import Part
-from .previews import Preview, media_writers, previews
+from .previews import Preview, media_writers
 from .run import Run
 from .rundir import staged
 
@@ -82,6 +82,8 @@ def forgiving(run: Run, name: str) -> Iterator[None]:
     """A preview that fails is told, and the run goes on; only a disk that cannot be written to ends it, as everywhere."""
     try:
         yield
+    except Stopped:
+        raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise
@@ -96,7 +98,7 @@ def sample_requests(run: Run) -> Iterator[tuple[Preview, SampleRequest]]:
     """What `[validation]` asks for; the names of previews make those of files."""
     table, defaults = run.config.validation, run.family.defaults
     negative = run.prompt_fields.get(Caption(table.negative_prompt, negative=True), {})
-    for preview in previews(run.config, run.datasets.values(), run.plugins, run.family):
+    for preview in run.previews:
         for width, height in sizes(run.config, run.family):
             for seed in table.seeds:
                 yield (

@@ -30,15 +30,14 @@ def test_what_is_quick_is_made_by_the_caller_and_the_rest_by_a_thread_in_the_sam
     assert not made[-1][1]
 
 
-def test_an_error_is_raised_where_its_position_is_taken_whoever_made_it():
-    for quick in (False, True):
+@pytest.mark.parametrize("quick", [False, True])
+def test_an_error_is_raised_where_its_position_is_taken_whoever_made_it(quick):
+    def ready(position: int) -> int:
+        if position == 2:
+            raise ValueError("two")
+        return position
 
-        def ready(position: int) -> int:
-            if position == 2:
-                raise ValueError("two")
-            return position
-
-        with Ahead(ready, lambda position: position, start=0, lot=4, is_quick=lambda quick=quick: quick) as numbers:
-            assert [next(numbers), next(numbers)] == [0, 1]
-            with pytest.raises(ValueError, match="two"):
-                next(numbers)
+    with Ahead(ready, lambda position: position, start=0, lot=4, is_quick=lambda: quick) as numbers:
+        assert [next(numbers), next(numbers)] == [0, 1]
+        with pytest.raises(ValueError, match="two"):
+            next(numbers)

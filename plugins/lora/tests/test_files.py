@@ -28,7 +28,7 @@ def loaded_by_diffusers(twin: Path, folder: Path, trained: Trained) -> Tensor:
     pipeline.load_lora_weights(folder)
     assert isinstance(trained.model, SanaModel)
     with torch.no_grad():
-        return predict(SanaModel(trained.model.family, pipeline.transformer, {}, None, None))
+        return predict(SanaModel(trained.model.family, pipeline.transformer, {}))
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from tunesmith import Config, Family, KindPlugin, NoSettings, Stage
+from tunesmith import Config, Family, KindPlugin, MediaReader, MediaWriter, NoSettings, Stage
 
 from .kinds import AudioKind, VideoKind
+from .reading import read_audio, read_control
 from .tables import AudioTable, VideoTable
+from .writing import write_clip
 
 Complaint = tuple[tuple[str | int, ...], str]
 WITHOUT_CLIPS = frozenset({"image", "audio"})
@@ -15,10 +17,18 @@ WITHOUT_CLIPS = frozenset({"image", "audio"})
 
 
 class Video(KindPlugin[NoSettings]):
-    """Datasets of clips, decoded with PyAV."""
+    """Datasets of clips, and the clips of validation, with PyAV."""
 
     stage = Stage.LOAD
     kind = VideoKind
+
+    def media_writers(self) -> Mapping[str, MediaWriter]:
+        """Clips, as films with a poster."""
+        return {"clip": write_clip}
+
+    def media_readers(self) -> Mapping[str, MediaReader]:
+        """Sound, of its own file or of a film, and films that guide."""
+        return {"audio": read_audio, "control": read_control}
 
     def check(self, config: Config, family: Family) -> Iterator[Complaint]:
         """Clips for families that generate none, and sound that is not the family's."""

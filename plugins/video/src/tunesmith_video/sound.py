@@ -109,7 +109,7 @@ def resampled(values: NDArray[np.float32], source: int, rate: int) -> NDArray[np
     """Samples [channels, n] at another rate; the first one stays where it is."""
     if source == rate or not values.shape[1]:
         return values
-    layout = _layout(values.shape[0])
+    layout = layout_of(values.shape[0])
     resampler = AudioResampler(format="fltp", layout=layout, rate=rate)
     frame = AudioFrame.from_ndarray(np.ascontiguousarray(values), format="fltp", layout=layout)
     frame.sample_rate = source
@@ -174,7 +174,7 @@ class _Source:
         self, container: InputContainer, stream: AudioStream, origin: float, goal: float | None
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Decoded samples with their places, from a little before `goal` seconds on, or from the beginning."""
-        mixer = AudioResampler(format="fltp", layout=_layout(self.part.channels), rate=self.rate, options=MIXING)
+        mixer = AudioResampler(format="fltp", layout=layout_of(self.part.channels), rate=self.rate, options=MIXING)
         follows: int | None = None
         for frame in self._frames(container, stream, None if goal is None else origin + goal):
             if frame.sample_rate != self.rate:
@@ -247,5 +247,6 @@ def _end(container: InputContainer, stream: AudioStream, file: Path) -> float:
     return max(ends, default=0.0)
 
 
-def _layout(channels: int) -> str:
+def layout_of(channels: int) -> str:
+    """What FFmpeg calls one or two channels."""
     return "mono" if channels == 1 else "stereo"

@@ -1,0 +1,108 @@
+"""Runs of the toy family on grey clips, and what their validations left: what the tests of previews share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.toyvideo import clip
+from tunesmith.config import ConfigErrors, load_config
+from tunesmith.progress import Progress
+from tunesmith.session import assemble, run
+
+from .conftest import Result
+
+Start = Callable[..., Result]
+TAKES = "takes = { reference = false, audio = false, control = false }"
+TWO = '[validation]\nprompts = { one = "a clip", two = "another" }\n'
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """Four clips of nine frames, each of its own grey."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for number in range(4):
+        clip(folder / f"{number}.npy", np.full((9, 32, 32, 3), 40 * number, np.uint8), f"clip {number}")
+    return folder
+
+
+def text(checkpoint: Path, clips: Path, model: str, extra: str) -> str:
+    return f"""
+[run]
+steps = 2
+batch_size = 2
+precision = "no"
+device = "cpu"
+log_every = 1
+
+[model]
+family = "toyvideo"
+path = {str(checkpoint)!r}
+{model}
+
+[optimizer]
+lr = 1e-2
+
+[[datasets]]
+kind = "toyclips"
+name = "clips"
+path = {str(clips)!r}
+resolution = 32
+num_frames = 9
+
+{extra}
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path, toy_checkpoint: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Run a config on the clips: keys of `[model]`, then more tables, then overrides."""
+    monkeypatch.chdir(tmp_path)
+
+    def begin(model: str = "", extra: str = "", *overrides: str, name: str = "made") -> Result:
+        file = tmp_path / f"{name}.toml"
+        file.write_text(text(toy_checkpoint, clips, model, extra))
+        with Progress("quiet") as progress:
+            return Result(run(load_config(file, overrides), "latest", progress))
+
+    return begin
+
+
+@pytest.fixture
+def refused(tmp_path: Path, toy_checkpoint: Path, clips: Path) -> Callable[..., str]:
+    """What is said of a config before anything is loaded."""
+
+    def complaints(model: str = "", extra: str = "") -> str:
+        file = tmp_path / "refused.toml"
+        file.write_text(text(toy_checkpoint, clips, model, extra))
+        with pytest.raises(ConfigErrors) as caught:
+            assemble(load_config(file))
+        return str(caught.value)
+
+    return complaints
+
+
+def made(result: Result, step: int = 2) -> list[str]:
+    folder = result.path / "validation" / f"step-{step:06d}"
+    return sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+
+
+def recipe(result: Result, name: str, step: int = 2) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(Image.open(result.path / "validation" / f"step-{step:06d}" / f"{name}.png").info["tunesmith"])
+    return told
+
+
+def warnings(result: Result) -> list[tuple[str, str]]:
+    return [(event["message"], event["reason"]) for event in result.events if event["event"] == "warning"]
+
+
+def grey(file: Path, value: int, size: tuple[int, int] = (48, 40)) -> Path:
+    Image.new("RGB", size, (value, value, value)).save(file)
+    return file
