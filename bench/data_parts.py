@@ -92,11 +92,9 @@ def alone(checkpoint: str, count: str, batch: str, edge: str, how: str, amount: 
 
 def start(folder: str, database: str, checkpoint: str) -> dict[str, Any]:
     """Seconds until a dataset is known, and until the first batch is drawn from it; the memory that it all took."""
-    from tunesmith_sana import SanaFamily
-    from tunesmith_sana.facts import read_facts
-    from tunesmith_sana.settings import SanaSettings
+    from tunesmith_sana import SanaFamily, SanaSettings
 
-    family = SanaFamily(read_facts(SanaSettings(path=checkpoint)))
+    family = SanaFamily(SanaSettings(path=checkpoint))
     table, run = ImageTable(path=folder, name="pictures", resolution=64), RunTable(steps=1, batch_size=4)
     before = peak()
     began, computed = time.perf_counter(), time.process_time()

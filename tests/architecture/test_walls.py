@@ -14,7 +14,9 @@ WORDS_OF_THE_CORE = {"video", "audio", "image", "quantize"}
 """Names that a feature may have and the core may say too: kinds of data, and a stage."""
 ONE_LIBRARY = {"pydantic-core": "pydantic"}
 """Distributions that another one pins exactly and is one library with."""
-NOT_IMPORTED: dict[tuple[str, str], str] = {}
+NOT_IMPORTED: dict[tuple[str, str], str] = {
+    ("models/wan_s2v", "scipy"): "diffusers refuses to make beta sigmas without it",
+}
 """Declared dependencies that no source imports, each with the reason."""
 
 

@@ -18,9 +18,7 @@ from tunesmith.config.tables import RunTable
 from tunesmith.data.dataset import Dataset
 from tunesmith.data.images import load_pixels
 from tunesmith.data.scan import survey
-from tunesmith_sana import SanaFamily
-from tunesmith_sana.facts import read_facts
-from tunesmith_sana.settings import SanaSettings
+from tunesmith_sana import SanaFamily, SanaSettings
 
 from .hostile import EDGE, LOST, QUADRANTS, USED, Hostile, write
 
@@ -37,7 +35,7 @@ def home(place: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def family(twin: Path) -> SanaFamily:
-    return SanaFamily(read_facts(SanaSettings(path=str(twin))))
+    return SanaFamily(SanaSettings(path=str(twin)))
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     from .media import Clip, Media, MediaReader, MediaWriter, Report, SampleRequest, Wanted, write_image
     from .model import GridConvolution, GridLayout, Model, TrunkModule, take_rows
     from .paths import InputPath, ModelSource
+    from .pipelines.family import PipelineFamily
+    from .pipelines.latents import LatentStatistics
+    from .pipelines.model import PipelineModel
+    from .pipelines.plugin import PipelinePlugin
+    from .pipelines.settings import PipelineSettings
     from .plugin import NoSettings, Part, Plugin, Settings, Stage
     from .prompts import encode_captions
     from .quiet import without_progress_bars
@@ -73,6 +78,11 @@ _HOMES = {
     "media": ("Clip", "Media", "MediaReader", "MediaWriter", "Report", "SampleRequest", "Wanted", "write_image"),
     "model": ("GridConvolution", "GridLayout", "Model", "TrunkModule", "take_rows"),
     "paths": ("InputPath", "ModelSource"),
+    "pipelines.family": ("PipelineFamily",),
+    "pipelines.latents": ("LatentStatistics",),
+    "pipelines.model": ("PipelineModel",),
+    "pipelines.plugin": ("PipelinePlugin",),
+    "pipelines.settings": ("PipelineSettings",),
     "plugin": ("NoSettings", "Part", "Plugin", "Settings", "Stage"),
     "prompts": ("encode_captions",),
     "quiet": ("without_progress_bars",),
@@ -108,6 +118,7 @@ __all__ = [
     "InputPath",
     "Kind",
     "KindPlugin",
+    "LatentStatistics",
     "Listing",
     "Loss",
     "Media",
@@ -121,6 +132,10 @@ __all__ = [
     "Part",
     "PartMissing",
     "Piece",
+    "PipelineFamily",
+    "PipelineModel",
+    "PipelinePlugin",
+    "PipelineSettings",
     "PixelKind",
     "PixelTable",
     "Plugin",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -16,15 +16,24 @@ from .errors import PartMissing
 from .family import Family, TokenGrid
 from .media import Media, SampleRequest
 
+T = TypeVar("T")
+
 TakeTokens: TypeAlias = Callable[[Any, Tensor], Any]
 """(value, indices [B, K], sorted) -> the value for these tokens only, per sample; a value may be a pair of tensors."""
 
 
-def take_rows(value: Tensor, indices: Tensor) -> Tensor:
-    """Take tokens out of [B, T, ...] or [1, T, ...] along dimension 1: the rule for hidden states and per-token modulation."""
-    value = value.expand(indices.shape[0], *value.shape[1:])
-    shape = (*indices.shape, *value.shape[2:])
-    return value.gather(1, indices.reshape(*indices.shape, *[1] * (value.ndim - 2)).expand(shape))
+def take_rows(value: T, indices: Tensor) -> T:
+    """Take tokens out of [B, T, ...] or [1, T, ...] along dimension 1: the rule for hidden states and per-token modulation.
+
+    What is the same for every token, [B, 1, ...], stays as it is; of several tensors, as rotary tables are, each is taken from.
+    """
+    if not isinstance(value, Tensor):
+        return cast(T, tuple(take_rows(one, indices) for one in cast(Iterable[Tensor], value)))
+    if value.shape[1] == 1:
+        return value
+    rows = value.expand(indices.shape[0], *value.shape[1:])
+    shape = (*indices.shape, *rows.shape[2:])
+    return cast(T, rows.gather(1, indices.reshape(*indices.shape, *[1] * (rows.ndim - 2)).expand(shape)))
 
 
 class GridLayout(Enum):
@@ -46,8 +55,8 @@ class GridLayout(Enum):
     def unpack(self, packed: Tensor, grid: TokenGrid) -> Tensor:
         """What the convolution gives, as states [B, C, frames, height, width]."""
         if self is GridLayout.IMAGES:
-            return packed.unflatten(0, (-1, grid.frames)).transpose(1, 2)
-        return packed.unflatten(3, (grid.height, grid.width)) if self is GridLayout.COLUMNS else packed
+            return packed.reshape(-1, grid.frames, *packed.shape[1:]).transpose(1, 2)
+        return packed.reshape(*packed.shape[:3], grid.height, grid.width) if self is GridLayout.COLUMNS else packed
 
 
 @dataclass(frozen=True)

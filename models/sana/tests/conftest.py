@@ -42,7 +42,8 @@ def make_run() -> Callable[..., Run]:
 
     def make(weights: str = "fp32", resolutions: tuple[str, ...] = (), scheduler: str | None = None) -> Run:
         config = SimpleNamespace(
-            run=SimpleNamespace(weights=weights),
+            run=SimpleNamespace(weights=weights, latents="mean"),
+            datasets=(),
             validation=SimpleNamespace(resolutions=resolutions, scheduler=scheduler),
         )
         return cast(Run, SimpleNamespace(config=config, device=torch.device("cpu"), fingerprint=hash_files))

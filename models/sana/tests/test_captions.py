@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import shutil
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,21 +13,17 @@ import pytest
 import torch
 from diffusers import SanaPipeline
 
-from tunesmith import Batch, Caption, Run, encode_captions
-from tunesmith.hub import Origin
-from tunesmith_sana import SanaFamily
-from tunesmith_sana.prompts import instruction_lines, text_encoder_of
+from tunesmith import Batch, Caption, Run
 
-from .conftest import plugin
+from .conftest import encoded, plugin
 
 
 @pytest.mark.parametrize("instruction", [False, True, "Paint: "])
-def test_the_limit_is_where_a_longer_caption_reads_the_same(twin: Path, pipe: SanaPipeline, instruction: bool | str) -> None:
+def test_the_limit_is_where_a_longer_caption_reads_the_same(twin: Path, make_run: Callable[..., Run], instruction: bool | str) -> None:
     family = plugin(twin, complex_human_instruction=instruction).family()
 
     def embedded(text: str) -> torch.Tensor:
-        encode = text_encoder_of(pipe, instruction_lines(instruction), torch.device("cpu"))
-        return encode_captions(encode, [Caption(text)]).values[0]
+        return encoded(twin, make_run(), Caption(text), complex_human_instruction=instruction).values[0]
 
     texts = ["x" * length for length in range(296, 302)]
     counts = family.count_tokens(texts)
@@ -46,16 +43,23 @@ def test_captions_are_counted_as_the_pipeline_cleans_them(twin: Path) -> None:
     assert family.count_tokens([]) == []
 
 
+def test_captions_are_cleaned_as_the_pipeline_does_it(twin: Path, pipe: SanaPipeline) -> None:
+    family = plugin(twin).family()
+    for caption in ("  A CAT\n", "Ünïcode SS", "a\u00a0b "):
+        assert [family.as_read(caption)] == pipe._text_preprocessing([caption])
+
+
 def test_the_tokenizer_is_looked_for_where_the_text_encoder_is(twin: Path, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").symlink_to(twin / "tokenizer")
-    facts = replace(plugin(twin).family().facts, text_origin=Origin(str(tmp_path / "elsewhere")))
-    assert SanaFamily(facts, text_from_elsewhere=True).count_tokens(["a"]) == [2]  # <bos> and the letter
-    assert SanaFamily(facts).count_tokens(["a"]) is None
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for file in (*(twin / "tokenizer").iterdir(), twin / "text_encoder/config.json"):
+        (elsewhere / file.name).symlink_to(file)
+    assert plugin(twin, text_encoder=str(elsewhere), complex_human_instruction=False).family().count_tokens(["a"]) == [2]  # and <bos>
 
 
-def test_without_a_tokenizer_on_this_machine_nothing_is_counted(twin: Path) -> None:
-    facts = replace(plugin(twin).family().facts, text_origin=Origin("nobody/nothing"))
-    assert SanaFamily(facts).count_tokens(["a"]) is None
+def test_without_a_tokenizer_on_this_machine_nothing_is_counted(twin: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(twin, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer"))
+    assert plugin(bare).family().count_tokens(["a"]) is None
 
 
 def test_a_batch_that_wants_neither_latents_nor_captions_loads_no_encoder(twin: Path) -> None:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from tunesmith import InputError, Part, Run, TokenGrid
 from tunesmith_sana import Sana, SanaFamily, SanaSettings
-from tunesmith_sana.settings import VARIANTS, VariantName
+from tunesmith_sana.variants import VARIANTS, VariantName
 
 from .conftest import load, plugin
 
@@ -31,7 +31,9 @@ def edit(path: Path, **changes: object) -> None:
 
 
 def published(variant: VariantName) -> SanaFamily:
-    return Sana("sana", SanaSettings(variant=variant)).family()
+    family = Sana("sana", SanaSettings(variant=variant)).family()
+    assert isinstance(family, SanaFamily)
+    return family
 
 
 def test_a_folder_of_configurations_is_enough(twin: Path, tmp_path: Path) -> None:
@@ -68,13 +70,13 @@ def test_the_shift_is_the_schedulers(twin: Path, tmp_path: Path, name: str, shif
 
 
 def test_every_variant_has_a_name_in_the_settings_and_answers_offline() -> None:
-    assert set(get_args(VariantName)) == set(VARIANTS) == set(SanaFamily.variants)
+    assert set(get_args(VariantName)) == set(VARIANTS) == set(published("1.6b-1024").variants)
     for variant in get_args(VariantName):
         family = published(variant)
         edge = int(next(part for part in variant.split("-") if part in {"512", "1024", "2048", "4096"}))
         assert family.defaults.size == (edge, edge)
         assert (family.alignment, family.latent_shape(1, 1024, 512)) == (32, (32, 32, 16))
-        assert family.facts.known_by_heart
+        assert family.known_by_heart
 
 
 @pytest.mark.parametrize(
@@ -88,15 +90,15 @@ def test_published_sizes(variant: VariantName, billions: float) -> None:
 def test_published_facts_of_large_pictures() -> None:
     assert published("1.6b-1024").noise_shift == 3.0
     assert published("1.6b-4096").noise_shift == 6.0
-    assert published("1.6b-2048").facts.transformer["interpolation_scale"] == 1.0
-    assert published("1.6b-1024").facts.transformer["interpolation_scale"] is None
+    assert published("1.6b-2048").configs["transformer"]["interpolation_scale"] == 1.0
+    assert published("1.6b-1024").configs["transformer"]["interpolation_scale"] is None
 
 
 def test_without_the_hub_a_published_checkpoint_answers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens on the discard port
     started = time.perf_counter()
-    assert published("1.6b-1024").facts.known_by_heart
+    assert published("1.6b-1024").known_by_heart
     assert time.perf_counter() - started < 2
 
 

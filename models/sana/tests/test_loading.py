@@ -69,7 +69,7 @@ def test_the_encoders_precisions_can_be_set(twin: Path, make_run: Callable[..., 
 
 
 def test_on_a_gpu_the_text_encoder_runs_in_bf16_by_default(twin: Path) -> None:
-    assert plugin(twin)._text_dtype(torch.device("cuda")) is torch.bfloat16
+    assert plugin(twin).settings.dtypes(torch.device("cuda"))["text_encoder"] is torch.bfloat16
 
 
 def test_only_wanted_fields_are_filled(twin: Path, make_run: Callable[..., Run]) -> None:
@@ -181,7 +181,7 @@ def hub_id(twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_cached_hub_checkpoint_works_offline_like_a_folder(twin: Path, hub_id: str, make_run: Callable[..., Run]) -> None:
     sana, run = Sana("sana", SanaSettings(path=hub_id)), make_run()
-    assert not sana.family().facts.known_by_heart
+    assert not sana.family().known_by_heart
     assert [field.fingerprint for field in sana.fields(run)] == list(fingerprints(twin, run))
     assert all(isinstance(load(sana, run, part), SanaModel) for part in Part)
 

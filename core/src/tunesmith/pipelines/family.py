@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from ..errors import InputError
 from ..family import Family, Modality, TokenGrid
 from ..hub import Origin, UnreachableError, local_tokenizer, read_json
+from .latents import LatentFactor, LatentStatistics
 from .settings import PipelineSettings
 
 P = TypeVar("P", bound=PipelineSettings)
@@ -55,8 +56,18 @@ class PipelineFamily(Family, Generic[P]):
     fits: ClassVar[Mapping[str, tuple[str, str]]] = {}
     """For encoders by folder: the key of their configuration that must equal this key of the denoiser's, in channels."""
 
+    refuses = MappingProxyType({})
+    latents_by_channel: ClassVar[bool] = False
+    """Whether latents are normalised by the autoencoder's `latents_mean` and `latents_std`; otherwise by its `scaling_factor`."""
+    timesteps_by_token: ClassVar[bool] = False
+    """Whether the denoiser can be given a timestep for each token, [B, 1, F, H, W] of the token grid, besides one a sample."""
+    first_frame_pipeline: ClassVar[type[Any] | None] = None
+    """The diffusers pipeline of the same parts that is given a clip's first frame as `image`; `takes` then has `reference`."""
+
     sampling_multiple: int = 1
     """The pipeline samples in sizes that are multiples of this."""
+    instruction: str = ""
+    """Put before every prompt that is not negative; it does not count as tokens of a caption."""
     prompt_length: int | None = None
     """Tokens that the pipeline pads prompt embeddings to, if it does."""
     prompt_recipe: str = ""
@@ -64,6 +75,7 @@ class PipelineFamily(Family, Generic[P]):
 
     def __init__(self, settings: P) -> None:
         self.settings = settings
+        self.variants = settings.checkpoints
         self.known_by_heart = False
         self.stated = self._read()
         kinds = {self.denoiser_part: self.denoiser_type, **self.encoder_types}
@@ -71,6 +83,7 @@ class PipelineFamily(Family, Generic[P]):
             part: {**(class_defaults(kinds[part]) if part in kinds else {}), **config} for part, config in self.stated.items()
         }
         self._check()
+        self.latents = self._measure()
         shift = self.configs[SCHEDULER].get("flow_shift", self.configs[SCHEDULER].get("shift"))
         self.noise_shift = None if shift is None else float(shift)
 
@@ -86,9 +99,14 @@ class PipelineFamily(Family, Generic[P]):
         self.frame_step = frame_step or frame_scale
         self.alignment = scale * patch[1]
 
-    def published(self, name: str) -> Mapping[str, Mapping[str, Any]] | None:
+    @staticmethod
+    def published(name: str) -> Mapping[str, Mapping[str, Any]] | None:
         """The configurations of the checkpoint of this short name, by folder, where they differ from their classes' defaults."""
         return None
+
+    @staticmethod
+    def prepare(denoiser: Any, /) -> None:
+        """Change a denoiser that was just loaded, where diffusers' own cannot be trained as it is."""
 
     def place(self, part: str) -> Place:
         """Where a part is, by its folder."""
@@ -126,11 +144,13 @@ class PipelineFamily(Family, Generic[P]):
         folder = local_tokenizer(place.origin, or_root=place.alone)
         if folder is None or not captions:
             return None if folder is None else []
-        return self.count(AutoTokenizer.from_pretrained(folder), list(captions))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        before = len(tokenizer.encode(self.instruction)) if self.instruction else 0
+        return [len(tokens) - before for tokens in tokenizer([self.instruction + self.as_read(one) for one in captions]).input_ids]
 
-    def count(self, tokenizer: Any, captions: list[str]) -> list[int]:
-        """How many tokens the text encoder reads of each of some captions; a pipeline that changes captions says so here."""
-        return [len(tokens) for tokens in tokenizer(captions).input_ids]
+    def as_read(self, caption: str) -> str:
+        """The caption as the pipeline gives it to the tokenizer."""
+        return caption
 
     def on_meta(self) -> nn.Module:
         """The denoiser on the meta device."""
@@ -186,6 +206,14 @@ class PipelineFamily(Family, Generic[P]):
                         f"the {_words(part)} of {self.place(part).origin} makes {made} channels, "
                         f"but the {_words(self.denoiser_part)} of {self.place(self.denoiser_part).origin} takes {taken}"
                     )
+
+    def _measure(self) -> LatentFactor | LatentStatistics:
+        """How latents are normalised; defaults of a class are the statistics of other weights, so the file must name them."""
+        vae = self.configs["vae"]
+        if not self.latents_by_channel:
+            return LatentFactor.read(vae)
+        key, _ = self.fits["vae"]
+        return LatentStatistics.read(vae if self.known_by_heart else self.stated["vae"], vae[key], self.place("vae").origin)
 
     def _require(self, part: str, key: str, wanted: str, sentence: str, what: str = "") -> None:
         found = self.configs[part].get(key, wanted if key == "_class_name" else None)

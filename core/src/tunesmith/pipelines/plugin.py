@@ -1,0 +1,129 @@
+"""The plugin of a family whose checkpoints are laid out as diffusers pipelines: loading, encoding, and what the cache is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer
+
+from ..batch import Batch, Field
+from ..config import Config
+from ..data.given import REFERENCE
+from ..errors import InputError
+from ..family import Family, FamilyPlugin
+from ..hooks import hookimpl
+from ..hub import Component, fetch_tokenizer, fetch_weights, load_frozen
+from ..model import Model
+from ..plugin import Part
+from ..run import Run
+from ..sampling import make_scheduler
+from .family import SCHEDULER, P, PipelineFamily
+from .model import LATENTS, LATENTS_STD, PROMPT_EMBEDS, PipelineModel
+from .settings import DTYPES
+
+
+class PipelinePlugin(FamilyPlugin[P]):
+    """A family plugin that needs no more than `family_type` and `model_type`.
+
+    A family that loads a part in its own way overrides `load_denoiser`, `load_encoder` or `load_tools`; one that writes
+    more fields extends `written` and `fields`, and its model's `encode`.
+    """
+
+    family_type: ClassVar[type[PipelineFamily[Any]]]
+    """The facts, made of the settings."""
+    model_type: ClassVar[type[PipelineModel]]
+    """The loaded model, made as `PipelineModel` is."""
+    written: ClassVar[tuple[str, ...]] = (LATENTS, LATENTS_STD, PROMPT_EMBEDS)
+    """Fields that the model may encode."""
+
+    def __init__(self, name: str, settings: P) -> None:
+        super().__init__(name, settings)
+        self._family: PipelineFamily[Any] | None = None
+
+    def family(self) -> PipelineFamily[Any]:
+        """The facts about the checkpoint; InputError if its configuration cannot be read."""
+        if self._family is None:
+            self._family = self.family_type(self.settings)
+        return self._family
+
+    def check(self, config: Config, family: Family) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Sizes and schedulers of `[validation]` that the pipeline cannot sample with, and references that would not be read."""
+        for number, table in enumerate(config.datasets):
+            if table.kind == REFERENCE and self.family().first_frame_pipeline is not None:
+                told = f"{family.name} is given the first frame of a clip itself; set is_i2v on the clips, and take this dataset out"
+                yield ("datasets", number, "kind"), f'kind = "{REFERENCE}": {told}'
+        for number, size in enumerate(config.validation.resolutions):
+            width, height = map(int, size.split("x"))
+            try:
+                self.family().require_size(width, height)
+            except InputError as error:
+                yield ("validation", "resolutions", number), str(error)
+        try:
+            make_scheduler(self.family().configs[SCHEDULER], config.validation.scheduler)
+        except InputError as error:
+            yield ("validation", "scheduler"), str(error)
+
+    def fields(self, run: Run) -> Sequence[Field]:
+        """Latents of pixels and embeddings of captions; encoder weights are downloaded here, so that they can be told apart."""
+        latents = self.fingerprint(run, "vae")
+        drawn = self.family().latent_distribution and run.config.run.latents == "sample"
+        files = (*self.component("text_encoder").files, *self.tokenizer().files)
+        prompts = f"{run.fingerprint(*files)} {self.settings.dtypes(run.device)['text_encoder']} {self.family().prompt_recipe}"
+        return (
+            Field(LATENTS, latents, per_sample=True),
+            *([Field(LATENTS_STD, latents, per_sample=True)] if drawn else []),
+            Field(PROMPT_EMBEDS, prompts, per_sample=False, ragged=True),
+        )
+
+    @hookimpl
+    def load_model(self, run: Run, part: Part) -> Model:
+        """Load the encoders, the denoiser or what decodes, frozen; the core places them."""
+        family = self.family()
+        if part is Part.DENOISER:
+            denoiser = self.load_denoiser(self.component(family.denoiser_part), DTYPES[run.config.run.weights])
+            family.prepare(denoiser)
+            return self.model_type(family, denoiser, {})
+        dtypes = self.settings.dtypes(run.device)
+        names = family.encoder_types if part is Part.ENCODERS else family.decoder_parts
+        encoders = {name: self.load_encoder(name, dtypes[name]) for name in names}
+        return self.model_type(family, None, encoders, self.load_tools() if part is Part.ENCODERS else {})
+
+    @hookimpl
+    def encode_batch(self, run: Run, batch: Batch) -> Batch:
+        """Fill the family's fields where the batch wants them."""
+        if any(map(batch.wants, self.written)):  # otherwise the encoders need not be loaded
+            encoders = cast(PipelineModel, run.encoders)
+            with torch.no_grad(), torch.autocast(run.device.type, enabled=False):
+                encoders.encode(batch, run.device)
+        return batch
+
+    def load_denoiser(self, component: Component, dtype: torch.dtype) -> nn.Module:
+        """The network that is trained, from its files."""
+        denoiser: nn.Module = load_frozen(self.family().denoiser_type, component, dtype)
+        return denoiser
+
+    def load_encoder(self, name: str, dtype: torch.dtype) -> nn.Module:
+        """One of the other networks, by its folder."""
+        encoder: nn.Module = load_frozen(self.family().encoder_types[name], self.component(name), dtype)
+        return encoder
+
+    def load_tools(self) -> dict[str, Any]:
+        """What encoding needs besides networks, by folder."""
+        return {"tokenizer": AutoTokenizer.from_pretrained(self.tokenizer().folder)}
+
+    def component(self, part: str) -> Component:
+        """The files of a network, downloaded if they are not there yet."""
+        place = self.family().place(part)
+        return fetch_weights(place.origin, part, self.settings.weights_variant, or_root=place.alone)
+
+    def tokenizer(self) -> Component:
+        """The tokenizer's files, downloaded if they are not there yet."""
+        place = self.family().place("tokenizer")
+        return fetch_tokenizer(place.origin, or_root=place.alone)
+
+    def fingerprint(self, run: Run, part: str) -> str:
+        """What values made by an encoder depend on: its files and its precision."""
+        return f"{run.fingerprint(*self.component(part).files)} {self.settings.dtypes(run.device)[part]}"
