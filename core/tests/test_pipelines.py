@@ -133,6 +133,13 @@ def test_parts_from_elsewhere_must_be_of_their_kind_and_fit(checkpoint: Path, tm
             Acme(Settings(path=str(checkpoint), text_encoder=str(other)))
 
 
+def test_statistics_by_channel_are_never_passed_over(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "vae/config.json").read_text())
+    (checkpoint / "vae/config.json").write_text(json.dumps({**config, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}))
+    with pytest.raises(InputError, match="has latents_mean, and the family acme normalises latents by one factor"):
+        Acme(Settings(path=str(checkpoint)))
+
+
 def test_geometry_of_pictures_and_of_clips(checkpoint: Path) -> None:
     pictures, clips = Acme(Settings(path=str(checkpoint))), Clips(Settings(path=str(checkpoint)))
     pictures.set_geometry(4, 8, (1, 2, 2))

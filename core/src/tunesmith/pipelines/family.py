@@ -211,6 +211,11 @@ class PipelineFamily(Family, Generic[P]):
         """How latents are normalised; defaults of a class are the statistics of other weights, so the file must name them."""
         vae = self.configs["vae"]
         if not self.latents_by_channel:
+            if vae.get("latents_mean") is not None:
+                raise InputError(
+                    f"the autoencoder of {self.place('vae').origin} has latents_mean, and the family {self.name} normalises latents by one "
+                    "factor alone; take an autoencoder without, or set `latents_by_channel = True` in the family"
+                )
             return LatentFactor.read(vae)
         key, _ = self.fits["vae"]
         return LatentStatistics.read(vae if self.known_by_heart else self.stated["vae"], vae[key], self.place("vae").origin)
