@@ -153,9 +153,13 @@ def test_geometry_of_pictures_and_of_clips(checkpoint: Path) -> None:
 
 def test_a_size_between_two_that_can_be_sampled_is_told_with_the_nearest(checkpoint: Path) -> None:
     family = Acme(Settings(path=str(checkpoint)))
+    family.set_geometry(4, 8)
     family.require_size(64, 96)
     with pytest.raises(InputError, match="72x90 cannot be sampled: acme paints in multiples of 16; use 64x96"):
         family.require_size(72, 90)
+    family.set_geometry(4, 24)
+    with pytest.raises(InputError, match="64x96 cannot be sampled: acme paints in multiples of 48; use 48x96"):
+        family.require_size(64, 96)
 
 
 def test_latents_by_factor_and_by_channel_go_there_and_back() -> None:

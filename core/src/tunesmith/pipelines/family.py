@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -65,7 +66,7 @@ class PipelineFamily(Family, Generic[P]):
     """The diffusers pipeline of the same parts that is given a clip's first frame as `image`; `takes` then has `reference`."""
 
     sampling_multiple: int = 1
-    """The pipeline samples in sizes that are multiples of this."""
+    """The pipeline samples in sizes that are multiples of this, and of `alignment` in any case."""
     instruction: str = ""
     """Put before every prompt that is not negative; it does not count as tokens of a caption."""
     prompt_length: int | None = None
@@ -160,7 +161,7 @@ class PipelineFamily(Family, Generic[P]):
 
     def require_size(self, width: int, height: int) -> None:
         """InputError with the nearest size if the pipeline cannot sample at this one."""
-        step = self.sampling_multiple
+        step = math.lcm(self.sampling_multiple, self.alignment)
         if width % step or height % step:
             near = "x".join(str(max(round(edge / step), 1) * step) for edge in (width, height))
             raise InputError(

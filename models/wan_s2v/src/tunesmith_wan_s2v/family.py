@@ -57,7 +57,6 @@ class WanS2VFamily(PipelineFamily[WanS2VSettings]):
         self._check_parts()
         scale, frame_scale = SCALES
         self.set_geometry(transformer["in_channels"], scale, tuple(transformer["patch_size"]), frame_scale)
-        self.sampling_multiple = self.alignment
         aligned = min(8, transformer["num_layers"] - 1)
         self.defaults = FamilyDefaults((832, 480), FRAMES_PER_CLIP + 1, FPS, GUIDANCE, STEPS, aligned_block=aligned)
         self.noise_shift = SHIFT
