@@ -23,8 +23,8 @@ class SampleRequest:
     `conditions` holds the fields that the family wrote for the prompt, `negative` those of the negative prompt, each
     for a batch of one. `given` has what the family takes besides, in [-1, 1]: `reference` [3, H, W] of its own size,
     `audio` [channels, samples] as the family's `sound` says, `control` [3, F, height, width] at `fps`. `frames` is a
-    number that the family can encode. `scheduler` None means the checkpoint's own; otherwise it names a diffusers
-    scheduler class.
+    number that the family can encode. `scheduler` None means the family's own; otherwise it names a diffusers
+    scheduler class, or one by a name that the family knows.
     """
 
     name: str

@@ -151,7 +151,7 @@ def test_shares_lie_between_none_and_all(arguments: dict[str, float]) -> None:
 def complaints(twin: Path, **table: Any) -> dict[tuple[str | int, ...], str]:
     family = plugin(twin)
     values = {"resolutions": (), "num_frames": None, "scheduler": None, **table}
-    config = cast(Config, SimpleNamespace(validation=SimpleNamespace(**values)))
+    config = cast(Config, SimpleNamespace(datasets=(), validation=SimpleNamespace(**values)))
     return dict(family.check(config, family.family()))
 
 

@@ -233,4 +233,4 @@ class ValidationTable(Settings):
     steps: int | None = Field(None, ge=1, le=10_000)
     """Sampling steps; the family's own when not given."""
     scheduler: str | None = None
-    """A diffusers scheduler class such as `DPMSolverMultistepScheduler`; the checkpoint's own when not given."""
+    """A diffusers scheduler class such as `DPMSolverMultistepScheduler`, or another name that the family knows; its own when not given."""

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from ..errors import InputError
 from ..family import Family, Modality, TokenGrid
 from ..hub import Origin, UnreachableError, local_tokenizer, read_json
+from ..sampling import make_scheduler
 from .latents import LatentFactor, LatentStatistics
 from .settings import PipelineSettings
 
@@ -117,6 +118,10 @@ class PipelineFamily(Family, Generic[P]):
     def pipeline_default(self, name: str) -> Any:
         """The default of one argument of the pipeline's `__call__`."""
         return inspect.signature(self.pipeline_type.__call__).parameters[name].default
+
+    def scheduler(self, name: str | None = None) -> Any:
+        """A new scheduler to sample with: the checkpoint's own, or the named one; InputError for a name that is unknown."""
+        return make_scheduler(self.configs[SCHEDULER], name)
 
     def round_frames(self, frames: int) -> int:
         """The nearest number of frames, downwards, that can be encoded; images have one."""

@@ -18,8 +18,8 @@ from ..family import Modality, TokenGrid
 from ..media import Clip, Media, SampleRequest
 from ..model import Model, TrunkModule
 from ..prompts import encode_captions
-from ..sampling import make_scheduler, plain_config
-from .family import SCHEDULER, PipelineFamily
+from ..sampling import plain_config
+from .family import PipelineFamily
 
 LATENTS, LATENTS_STD, PROMPT_EMBEDS = "latents", "latents_std", "prompt_embeds"
 
@@ -132,8 +132,7 @@ class PipelineModel(Model):
     def pipeline(self, denoiser: nn.Module) -> Any:
         """The diffusers pipeline around a live denoiser, without text encoders."""
         parts = {name: self.encoder(name) for name in self.family.decoder_parts}
-        scheduler = make_scheduler(self.family.configs[SCHEDULER], None)
-        pipeline = self.build(**parts, **{self.family.denoiser_part: denoiser}, scheduler=scheduler)
+        pipeline = self.build(**parts, **{self.family.denoiser_part: denoiser}, scheduler=self.family.scheduler())
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -144,7 +143,7 @@ class PipelineModel(Model):
         if REFERENCE in request.given and self.family.first_frame_pipeline is not None:
             pipeline = self.family.first_frame_pipeline(**pipeline.components)
             pipeline.set_progress_bar_config(disable=True)
-        pipeline.scheduler = make_scheduler(self.family.configs[SCHEDULER], request.scheduler)
+        pipeline.scheduler = self.family.scheduler(request.scheduler)
         latents = pipeline(
             width=request.width,
             height=request.height,

@@ -19,8 +19,7 @@ from ..hub import Component, fetch_tokenizer, fetch_weights, load_frozen
 from ..model import Model
 from ..plugin import Part
 from ..run import Run
-from ..sampling import make_scheduler
-from .family import SCHEDULER, P, PipelineFamily
+from .family import P, PipelineFamily
 from .model import LATENTS, LATENTS_STD, PROMPT_EMBEDS, PipelineModel
 from .settings import DTYPES
 
@@ -62,7 +61,7 @@ class PipelinePlugin(FamilyPlugin[P]):
             except InputError as error:
                 yield ("validation", "resolutions", number), str(error)
         try:
-            make_scheduler(self.family().configs[SCHEDULER], config.validation.scheduler)
+            self.family().scheduler(config.validation.scheduler)
         except InputError as error:
             yield ("validation", "scheduler"), str(error)
 

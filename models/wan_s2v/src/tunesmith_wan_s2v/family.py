@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, SchedulerMixin
 from transformers import UMT5EncoderModel, Wav2Vec2ForCTC
 
 from tunesmith import FamilyDefaults, InputError, Modality, PipelineFamily, Sound
@@ -16,7 +16,7 @@ from .clips import FRAMES_PER_LATENT
 from .fields import HISTORY_FRAMES
 from .pipeline import FPS, FRAMES_PER_CLIP, GUIDANCE, STEPS, WanSpeechToVideoPipeline
 from .prompts import MAX_TOKENS, clean
-from .schedules import SHIFT
+from .schedules import SHIFT, make_schedule
 from .settings import WanS2VSettings
 from .sound import SAMPLE_RATE
 from .tiny import write_tiny
@@ -67,6 +67,10 @@ class WanS2VFamily(PipelineFamily[WanS2VSettings]):
     def published(name: str) -> Mapping[str, Mapping[str, Any]]:
         """What the published checkpoint says beside the defaults of its classes."""
         return {"scheduler": {"_class_name": "UniPCMultistepScheduler"}}
+
+    def scheduler(self, name: str | None = None) -> SchedulerMixin:
+        """UniPC at shift 3, or another solver of flows by name."""
+        return make_schedule(name, config=self.configs["scheduler"])
 
     def frame_spans(self, frames: int) -> tuple[range, ...]:
         """Each latent stands for four frames behind the first, which is the reference; that of a picture for the picture."""

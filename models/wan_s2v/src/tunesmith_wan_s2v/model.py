@@ -31,7 +31,6 @@ from .fields import (
 from .pipeline import WanSpeechToVideoPipeline
 from .prompts import MAX_TOKENS, encode_texts
 from .rotary import take_rotary
-from .schedules import make_schedule
 from .sound import SAMPLE_RATE
 
 
@@ -105,8 +104,8 @@ class WanS2VModel(PipelineModel):
     def pipeline(self, denoiser: nn.Module) -> WanSpeechToVideoPipeline:
         """The pipeline around a live transformer, without text encoder."""
         networks = {"vae": self.encoder("vae"), "audio_encoder": self.encoder("audio_encoder"), "transformer": denoiser}
-        scheduler = make_schedule(config=self.family.configs["scheduler"])
-        pipeline: WanSpeechToVideoPipeline = self.build(**networks, scheduler=scheduler, audio_processor=self.tools["audio_processor"])
+        tools = {"scheduler": self.family.scheduler(), "audio_processor": self.tools["audio_processor"]}
+        pipeline: WanSpeechToVideoPipeline = self.build(**networks, **tools)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -118,7 +117,7 @@ class WanS2VModel(PipelineModel):
         has it; so is the sound of their time, so that the rest is heard with the frames that were made of it.
         """
         self.family.require_size(request.width, request.height)
-        pipeline.scheduler = make_schedule(request.scheduler, config=self.family.configs["scheduler"])
+        pipeline.scheduler = self.family.scheduler(request.scheduler)
         ((film,),) = pipeline(
             width=request.width,
             height=request.height,

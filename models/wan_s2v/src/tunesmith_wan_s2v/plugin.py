@@ -19,7 +19,6 @@ from tunesmith import (
     Config,
     Family,
     Field,
-    InputError,
     Model,
     Origin,
     Part,
@@ -35,7 +34,6 @@ from tunesmith import (
 from .family import WanS2VFamily
 from .fields import AUDIO_EMBEDS, CONTROL, CONTROL_LATENTS, MOTION_LATENTS, REFERENCE, REFERENCE_LATENTS
 from .model import Choice, WanS2VModel
-from .schedules import make_schedule
 from .settings import WanS2VSettings
 
 _PROCESSOR_FILES = ("preprocessor_config", "processor_config")
@@ -49,20 +47,10 @@ class WanS2V(PipelinePlugin[WanS2VSettings]):
     written = (*PipelinePlugin.written, REFERENCE_LATENTS, AUDIO_EMBEDS, MOTION_LATENTS, CONTROL_LATENTS)
 
     def check(self, config: Config, family: Family) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """Sizes, lengths and schedulers of `[validation]` that the pipeline cannot sample with."""
-        table = config.validation
-        for number, size in enumerate(table.resolutions):
-            width, height = map(int, size.split("x"))
-            try:
-                self.family().require_size(width, height)
-            except InputError as error:
-                yield ("validation", "resolutions", number), str(error)
-        if table.num_frames == 1:
+        """Sizes, schedulers and lengths of `[validation]` that the pipeline cannot sample with."""
+        yield from super().check(config, family)
+        if config.validation.num_frames == 1:
             yield ("validation", "num_frames"), "num_frames = 1: wan_s2v makes clips of four frames or more behind the first; use 5 or more"
-        try:
-            make_schedule(table.scheduler, config=self.family().configs["scheduler"])
-        except InputError as error:
-            yield ("validation", "scheduler"), str(error)
 
     def fields(self, run: Run) -> Sequence[Field]:
         """Latents, features of sound and embeddings of captions; encoder weights are downloaded here, so that they can be told apart."""
