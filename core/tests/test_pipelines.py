@@ -213,6 +213,14 @@ def test_the_denoiser_is_told_sigma_by_sample_or_by_token(checkpoint: Path) -> N
         EchoModel(still, Echo(), {}).predict(noisy, frames, batch)
 
 
+def test_a_denoiser_is_saved_where_its_pipeline_looks_for_it(checkpoint: Path) -> None:
+    class Unet(Acme):
+        denoiser_part = "unet"
+
+    (checkpoint / "transformer").rename(checkpoint / "unet")
+    assert EchoModel(Unet(Settings(path=str(checkpoint))), None, {}).component == "unet"
+
+
 def test_a_pipeline_is_built_with_none_for_the_parts_that_are_not_given(checkpoint: Path) -> None:
     built = EchoModel(Acme(Settings(path=str(checkpoint))), None, {}).build(vae="an autoencoder")
     assert built.parts == {"tokenizer": None, "text_encoder": None, "vae": "an autoencoder", "scheduler": None, "transformer": None}

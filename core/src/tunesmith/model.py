@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -114,8 +114,8 @@ class Model(ABC):
     is so unless a plugin of stage ADAPT is active. Whoever places the modules on devices sets `placed`.
     """
 
-    component: ClassVar[str] = "transformer"
-    """The denoiser's folder in a pipeline, and the prefix of its adapters' keys."""
+    component: str = "transformer"
+    """The denoiser's folder in a pipeline."""
 
     def __init__(self, family: Family, denoiser: nn.Module | None, encoders: Mapping[str, nn.Module]) -> None:
         self.family = family

@@ -46,6 +46,7 @@ class PipelineModel(Model):
         tools: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(family, denoiser, encoders)
+        self.component = family.denoiser_part
         self.tools = dict(tools or {})
 
     @abstractmethod
@@ -173,8 +174,8 @@ class PipelineModel(Model):
 
     def prompt_arguments(self, request: SampleRequest, device: torch.device) -> dict[str, Any]:
         """Embeddings and masks of prompt and negative prompt, padded to `prompt_length`, under the names usual in diffusers."""
-        embeds, mask = self._padded(request.conditions, device)
-        negative, negative_mask = self._padded(request.negative, device)
+        embeds, mask = self.padded_prompt(request.conditions, device)
+        negative, negative_mask = self.padded_prompt(request.negative, device)
         return {
             "negative_prompt": None,
             "prompt_embeds": embeds,
@@ -214,8 +215,8 @@ class PipelineModel(Model):
         frames = latents.shape[2] if latents.ndim == 5 else 1
         return self.family.grid_of(frames, *latents.shape[-2:])
 
-    def _padded(self, fields: Mapping[str, FieldValue], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Prompt embeddings [1, T, D] and mask [1, T] as the pipeline takes them."""
+    def padded_prompt(self, fields: Mapping[str, FieldValue], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Prompt embeddings [1, T, D], padded to the family's `prompt_length`, and mask [1, T], as the pipeline takes them."""
         value = fields[PROMPT_EMBEDS]
         if not isinstance(value, Ragged):
             raise TypeError(f"{PROMPT_EMBEDS} must come as ragged values")

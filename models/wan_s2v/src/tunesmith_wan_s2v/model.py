@@ -163,8 +163,8 @@ class WanS2VModel(PipelineModel):
             **length,
             "image": (request.given["reference"][None].float() + 1) / 2,
             "audio": sound,
-            "prompt_embeds": self._text(request.conditions, device),
-            "negative_prompt_embeds": self._text(request.negative, device) if request.guidance > 1 else None,
+            "prompt_embeds": self.padded_prompt(request.conditions, device)[0],
+            "negative_prompt_embeds": self.padded_prompt(request.negative, device)[0] if request.guidance > 1 else None,
             "pose_video": None if control is None else (control.float().transpose(0, 1) + 1) / 2,
         }
 
@@ -173,10 +173,6 @@ class WanS2VModel(PipelineModel):
         clips = num_clips(request.given["audio"].shape[-1], request)
         begins = WARM_UP_FRAMES / request.fps
         return {**super().recipe(pipeline, request), "given": sorted(request.given), "clips": clips, "sound_begins_at": begins}
-
-    def _text(self, fields: Mapping[str, FieldValue], device: torch.device) -> Tensor:
-        """Prompt embeddings [1, 512, D] as the pipeline takes them."""
-        return self._padded(fields, device)[0]
 
 
 _OF_PIXELS: Mapping[str, Callable[[Any, Batch], FieldValue]] = {
