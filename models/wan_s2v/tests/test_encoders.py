@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
 from tunesmith import InputError
-from tunesmith_wan_s2v.prompts import NEGATIVE_PROMPT, clean, count_tokens, encode_texts
+from tunesmith_wan_s2v.prompts import NEGATIVE_PROMPT, clean, encode_texts
 from tunesmith_wan_s2v.vae import decode, encode
 
 from .components import random, text_encoder, tokenizer, vae
@@ -25,7 +25,7 @@ def test_texts_are_embedded_as_by_the_pipeline_of_wan() -> None:
         embeds, mask = encode_texts(tokens, encoder, TEXTS, max_tokens=32)
         expected, _ = WanPipeline(tokens, encoder, vae=None, scheduler=None).encode_prompt(TEXTS, None, False, max_sequence_length=32)
     assert difference(embeds, expected) < 1e-6
-    assert mask.sum(dim=1).tolist() == [min(count, 32) for count in count_tokens(tokens, TEXTS)]
+    assert mask.sum(dim=1).tolist() == [min(len(ids), 32) for ids in tokens([clean(text) for text in TEXTS]).input_ids]
     assert (embeds.abs().sum(dim=-1) > 0).equal(mask.bool())
 
 
@@ -36,10 +36,6 @@ def test_texts_are_cleaned_as_by_the_pipeline_of_wan(text: str) -> None:
 
 def test_the_negative_prompt_is_wans_own() -> None:
     assert facts("constants")["text"]["negative_prompt_s2v"] == NEGATIVE_PROMPT
-
-
-def test_no_texts_have_no_tokens() -> None:
-    assert count_tokens(tokenizer(), []) == []
 
 
 def test_latents_are_the_posterior_mean_normalised_with_wans_constants() -> None:

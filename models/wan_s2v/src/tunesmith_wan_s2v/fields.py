@@ -1,4 +1,4 @@
-"""What the cache keeps of a sample: the latents that are trained on, and what the network is told beside them."""
+"""What the cache keeps of a sample beside the latents that are trained on: what else the network is told."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from . import vae as autoencoder
 from .clips import FRAMES_PER_LATENT, MOTION_FRAMES, pose_clips
 from .sound import SAMPLE_RATE, silence, window_features
 
-LATENTS = "latents"
-"""[C, n, h, w]: the latents of frames 1 to 4n of a clip of 4n + 1 frames; a picture is a clip of 5 equal frames."""
 REFERENCE_LATENTS = "reference_latents"
 """[C, 1, h, w]: the first frame, or the reference picture beside the sample, encoded alone."""
 AUDIO_EMBEDS = "audio_embeds"

@@ -43,8 +43,3 @@ def encode_texts(tokenizer: Any, text_encoder: Any, texts: Sequence[str], max_to
     mask = tokens.attention_mask.to(device)
     embeds: Tensor = text_encoder(tokens.input_ids.to(device), mask).last_hidden_state
     return torch.where(mask[..., None].bool(), embeds, 0), mask
-
-
-def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """How many tokens each text has, cleaned as for `encode_texts` and not cut off; its end counts too."""
-    return [len(tokens) for tokens in tokenizer([clean(text) for text in texts]).input_ids] if texts else []
