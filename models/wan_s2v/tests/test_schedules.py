@@ -94,3 +94,5 @@ def test_beta_sigmas_are_quantiles_of_a_beta_distribution() -> None:
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean UniPCMultistepScheduler"):
         make_schedule("UniPCMultistep")
+    with pytest.raises(InputError, match="did you mean unipc\\? allowed are unipc, euler, beta, FlowMatchEuler"):
+        make_schedule("unipcc")

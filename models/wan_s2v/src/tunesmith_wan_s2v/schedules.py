@@ -31,7 +31,7 @@ def make_schedule(name: str | None = None, shift: float = SHIFT, config: Mapping
     own["flow_shift" if "flow_shift" in own or "shift" not in own else "shift"] = shift
     if name == _BETA:
         return make_scheduler({**own, "use_beta_sigmas": True}, _EULER)
-    return make_scheduler(own, _NICKNAMES.get(name or "", name))
+    return make_scheduler(own, _NICKNAMES.get(name or "", name), (*_NICKNAMES, _BETA))
 
 
 def wan_sigmas(num_steps: int) -> NDArray[np.float64]:
