@@ -92,6 +92,7 @@ def fetch_weights(origin: Origin, subfolder: str, suffix: str | None, *, or_root
         folder = _fetch(origin, subfolder, allow, ignore, or_root)
         weights = [file for file in sorted(folder.glob("*.safetensors")) if _suffix_of(file) == wanted]
         if weights:
+            _require_shards(folder, weights)
             return Component(folder, wanted, (folder / "config.json", *weights))
     raise InputError(f"{origin} has no safetensors weights in {subfolder}/; Tunesmith loads no other format")
 
@@ -129,6 +130,15 @@ def local_tokenizer(origin: Origin, *, or_root: bool = False) -> Path | None:
             return None
     roots = (folder / "tokenizer", folder) if or_root else (folder / "tokenizer",)
     return next((root for root in roots if (root / "tokenizer_config.json").is_file()), None)
+
+
+def _require_shards(folder: Path, weights: Sequence[Path]) -> None:
+    """InputError if a file that the index of a checkpoint of several files names is not there."""
+    have = {file.name for file in weights}
+    for index in sorted(folder.glob("*.safetensors.index*.json")):
+        named = set(read_json(Origin(str(folder)), [index.name]).get("weight_map", {}).values())
+        if named & have and (lost := sorted(named - have)):
+            raise InputError(f"{folder} lacks {', '.join(lost)}, which {index.name} names; copy or download the checkpoint anew")
 
 
 def _suffix_of(file: Path) -> str | None:

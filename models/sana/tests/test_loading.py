@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +166,17 @@ def test_a_text_encoder_of_another_width_is_refused(twin: Path, checkpoint: Path
 def test_missing_weights_are_named(checkpoint: Path, make_run: Callable[..., Run]) -> None:
     (checkpoint / "transformer/diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(InputError, match="no safetensors weights in transformer/"):
+        load(plugin(checkpoint), make_run(), Part.DENOISER)
+
+
+def test_a_lost_file_of_several_is_named(checkpoint: Path, make_run: Callable[..., Run]) -> None:
+    folder = checkpoint / "transformer"
+    first, second = (f"diffusion_pytorch_model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
+    (folder / "diffusion_pytorch_model.safetensors").rename(folder / first)
+    places = {name: (first, second)[number % 2] for number, name in enumerate(tensors)}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    with pytest.raises(InputError, match=f"transformer lacks {second}, which diffusion_pytorch_model.safetensors.index.json names"):
         load(plugin(checkpoint), make_run(), Part.DENOISER)
 
 
