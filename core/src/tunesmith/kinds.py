@@ -102,6 +102,8 @@ class Kind(ABC, Generic[D]):
     modalities: ClassVar[frozenset[Modality]]
     """What a family must generate to be trained on this kind; empty where the kind gives only companions."""
     role: ClassVar[str | None] = None
+    fitting: ClassVar[str] = "stretched"
+    """What becomes of a companion whose shape is not its sample's."""
 
     def __init__(self, table: D, family: Family) -> None:
         self.table = table

@@ -14,6 +14,7 @@ from core.tests.data.support import Facts, table
 from tunesmith import Caption, Crop, Source, Unfit, Unreadable, Wanted, Window
 from tunesmith.config.datasets import ControlTable, ReferenceTable
 from tunesmith.data.given import ControlKind, ReferenceKind
+from tunesmith.data.pairing import Companion, notes_on
 from tunesmith.data.pictures import ImageKind
 from tunesmith.kinds import Probe
 from tunesmith.media import read_image
@@ -44,6 +45,17 @@ def test_a_reference_covers_its_samples_size_and_is_cut_from_the_middle(tmp_path
     made = reference().companion(sample, stripes(tmp_path / "a.png"), ClipKind(clip_table(tmp_path), ClipFacts()))
     assert made.shape == (3, 32, 32)
     assert torch.equal(made, torch.tensor([-1.0, 1.0, -1.0])[:, None, None].expand(3, 32, 32))
+
+
+def test_what_becomes_of_one_of_another_shape_is_told() -> None:
+    told = {}
+    for kind in (reference(), ControlKind(ControlTable(kind="control", path="poses", of="clips"), ClipFacts())):
+        beside = Companion("beside", kind, {"a": "beside/a"}, {"a": Probe(64, 32)})
+        told[beside.role] = list(notes_on(beside, ["a.mp4"], {"a.mp4": Probe(32, 32)}))[1]
+    assert told == {
+        "reference": "1 samples have a reference of another shape, which is cut from the middle (a.mp4: 32x32, its reference 64x32)",
+        "control": "1 samples have a control of another shape, which is stretched (a.mp4: 32x32, its control 64x32)",
+    }
 
 
 def test_without_a_reference_the_first_frame_is_given(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ class ReferenceKind(GivenKind[ReferenceTable]):
     other_suffixes = OTHER_SUFFIXES
     probing = "image-1"
     role = REFERENCE
+    fitting = "cut from the middle"
 
     @classmethod
     def probe(cls, file: Path) -> Probe:

@@ -106,7 +106,7 @@ def notes_on(companion: Companion, names: Sequence[str], probes: Mapping[str, Pr
     if other:
         one, its = probes[other[0]], companion.probes[stem_of(other[0])]
         yield (
-            f"{len(other)} samples have a {companion.role} of another shape, which is stretched "
+            f"{len(other)} samples have a {companion.role} of another shape, which is {companion.kind.fitting} "
             f"({other[0]}: {one.width}x{one.height}, its {companion.role} {its.width}x{its.height})"
         )
 
