@@ -8,11 +8,14 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from core.tests.data.clips import ClipFacts, ClipKind, ClipTable, clip_table
 from core.tests.data.support import Facts, picture, pictures, run_table, scanned, table
-from tunesmith import InputError
+from tunesmith import InputError, Piece, Target
+from tunesmith.data.dataset import Dataset, Sample
+from tunesmith.data.funnel import Funnel
 from tunesmith.data.pictures import ImageKind
 from tunesmith.data.scan import survey
-from tunesmith.kinds import Unfit
+from tunesmith.kinds import Probe, Unfit
 
 
 def surveyed(folder, batch_size=1, **settings):
@@ -243,3 +246,25 @@ def test_scanning_reads_headers_only(tmp_path, monkeypatch):
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
     assert len(surveyed(tmp_path).samples) == 3
+
+
+def test_clips_without_all_the_frames_before_them_that_a_family_is_given_are_counted(tmp_path):
+    family = ClipFacts()
+    family.history = 8
+    kind = ClipKind(clip_table(tmp_path), family)
+
+    class Windows(ClipTable):
+        window: str = "start"
+        """Which part of a clip."""
+
+    def told(*pieces, kind=kind):
+        samples = [Sample("a.clip", f"a.clip#{number}", ("a",), Probe(32, 32), piece) for number, piece in enumerate(pieces)]
+        return Dataset(kind.table, kind, "clips", 1, samples, Funnel("clips")).funnel.notes
+
+    target = Target((32, 32), (32, 32), 1.0)
+    early, late, drawn = Piece(target, 9, 16, 7 / 16), Piece(target, 9, 16, 8 / 16), Piece(target, 9, 16, 0.0, 8 / 16)
+    counted = "2 of 3 clips can have all 8 frames before them that clipfacts is given, the others begin too early in their files"
+    assert told(early, late, drawn) == [counted]
+    from_start = ClipKind(Windows(path=str(tmp_path)), family)
+    assert told(early, late, drawn, kind=from_start) == [f'{counted}; `window = "every"` takes later windows, too']
+    assert told(late, drawn) == told(Piece(target)) == []

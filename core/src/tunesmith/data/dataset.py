@@ -211,7 +211,7 @@ class Dataset:
         funnel.batches = sum(batches for _, batches in counts)
         funnel.drawn = funnel.batches * self.batch_size
         funnel.left_over = sum(max(0, count * self.table.repeats - batches * self.batch_size) for count, batches in counts)
-        funnel.notes = [*self._notes, *self._upscaled()]
+        funnel.notes = [*self._notes, *self._upscaled(), *self._without_history()]
 
     def _upscaled(self) -> Iterator[str]:
         small = [one for one in self._samples if _is_enlarged(one)]
@@ -220,6 +220,17 @@ class Dataset:
             yield (
                 f"{len(small)} of {len(self._samples)} samples are smaller than their target and are enlarged "
                 f"({first.name}: {first.probe.width}x{first.probe.height} to {target[0]}x{target[1]}); a smaller `resolution` avoids that"
+            )
+
+    def _without_history(self) -> Iterator[str]:
+        wanted = self.kind.family.history
+        clips = [one.piece for one in self._samples if one.piece.fps] if wanted else []
+        having = sum(round((piece.start + piece.room) * piece.fps) >= wanted for piece in clips)
+        if having < len(clips):
+            remedy = "" if getattr(self.table, "window", "every") == "every" else '; `window = "every"` takes later windows, too'
+            yield (
+                f"{having} of {len(clips)} clips can have all {wanted} frames before them that {self.kind.family.name} is given, "
+                f"the others begin too early in their files{remedy}"
             )
 
     def _remedies(self) -> list[str]:
