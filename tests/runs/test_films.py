@@ -12,7 +12,6 @@ from diffusers import SanaVideoPipeline, SanaVideoTransformer3DModel
 from PIL import Image
 from torch import Tensor
 
-from tunesmith import RunFailed
 from tunesmith.config import ConfigErrors, load_config
 from tunesmith.session import assemble
 from tunesmith.trainer import Trainer
@@ -88,7 +87,7 @@ def test_the_first_frame_is_given_without_noise_and_without_loss(film, watched):
 
 
 def test_a_film_of_one_frame_has_nothing_left_to_train(film):
-    with pytest.raises(RunFailed, match="is_i2v: a clip of one latent frame has nothing to train"):
+    with pytest.raises(ConfigErrors, match="dataset 'films' yields no whole batch"):
         film(FAMILY, "short", "", "datasets.0.is_i2v=true", "datasets.0.num_frames=1", "datasets.0.min_frames=1")
 
 

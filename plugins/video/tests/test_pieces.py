@@ -65,6 +65,18 @@ def test_every_window_comes_once_and_the_rest_if_it_is_long_enough() -> None:
     assert lengths(with_rest) == [*((k * 17 / 16, 17) for k in range(4)), (68 / 16, 9)]
 
 
+def test_a_clip_whose_only_frame_would_be_given_is_no_sample() -> None:
+    asked = kind(num_frames=1, is_i2v=True)
+    error = unfit(asked, clip(2.0, 24))
+    assert str(error).startswith("is_i2v gives the only frame, and nothing is left to train on")
+    assert error.detail == "(24 fps, 2 s: 32 frames at 16 fps; num_frames = 29 would keep it)"
+    short = unfit(kind(num_frames=17, min_frames=1, is_i2v=True), clip(0.125, 16))
+    assert short.detail == "(16 fps, 0.125 s: 2 frames at 16 fps)"
+    assert "min_frames" not in unfit(kind(num_frames=17, is_i2v=True), clip(0.125, 16)).detail
+    every = kind(num_frames=17, min_frames=1, window="every", is_i2v=True)
+    assert lengths(every.pieces(clip(1.125, 16), "a")) == [(0.0, 17)]
+
+
 def test_drawn_windows_lie_within_the_clip_and_depend_on_the_generator_alone() -> None:
     made = kind(num_frames=17, window="random")
     assert made.draws

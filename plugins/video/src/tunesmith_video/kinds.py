@@ -60,6 +60,7 @@ class VideoKind(PixelKind[VideoTable]):
         self.num_frames = max(1, family.round_frames(table.num_frames or family.defaults.frames))
         by_length = (table.frame_interval or 1) if table.buckets == "resolution_frames" else self.num_frames
         self.min_frames = min(table.min_frames or by_length, self.num_frames)
+        self.fewest = 2 if table.is_i2v else 1
         self.sample_rate, self.channels = _sound_of(family, table)
 
     @classmethod
@@ -81,9 +82,13 @@ class VideoKind(PixelKind[VideoTable]):
         if self.table.max_frames is not None and there > self.table.max_frames:
             raise Unfit("timed", f"longer than max_frames = {self.table.max_frames}", f"({self._timing(probe, there, seconds, ends)})")
         frames = self._frames(there)
+        kept = self.family.round_frames(there)
+        if self.table.is_i2v and frames == 1 and there >= self.min_frames:
+            reason = "is_i2v gives the only frame, and nothing is left to train on"
+            remedy = f"; num_frames = {kept} would keep it" if kept > 1 else ""
+            raise Unfit("timed", reason, f"({self._timing(probe, there, seconds, ends)}{remedy})")
         if there < self.min_frames or frames < 1:
-            kept = self.family.round_frames(there)
-            remedy = f"; min_frames = {kept} would keep it" if kept > 0 else ""
+            remedy = f"; min_frames = {kept} would keep it" if kept >= self.fewest else ""
             reason = f"fewer than {self.min_frames} frames at {self.fps:g} fps"
             raise Unfit("timed", reason, f"({self._timing(probe, there, seconds, ends)}{remedy})")
         if self.table.window == "every":
@@ -185,7 +190,7 @@ class VideoKind(PixelKind[VideoTable]):
         pieces = [Piece(target, frames, self.fps, begin / self.fps) for begin in range(0, there - frames + 1, frames)]
         rest = there - len(pieces) * frames
         shorter = self._frames(rest) if rest >= self.min_frames else 0
-        if shorter >= 1:
+        if shorter >= self.fewest:
             pieces.append(Piece(target, shorter, self.fps, (there - rest) / self.fps))
         return tuple(pieces)
 
