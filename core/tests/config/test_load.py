@@ -185,6 +185,7 @@ SHIFT = "should be 'checkpoint', 'none' or 'auto'"
             "9: [zzz] unknown table; a plugin's is written [plugins.zzz], the core's are run, no",
         ),
         ("[run]", "[validation.prompts]\n'../x' = 'a'\n[run]", "2: [validation] prompts: name '../x': it becomes a file name: use up to"),
+        ("[run]", "[validation]\nseeds = [-1]\n[run]", "2: [validation] seeds[0] = -1: should be at least 0"),
         ("[run]", "[validation]\nseeds = []\n[run]", "2: [validation] seeds = []: should have 1 or more entries"),
         ("[run]", "[validation]\nprompts.cat = 3\n[run]", "2: [validation] prompts.cat = 3: should be text in quotes"),
         (

@@ -61,6 +61,12 @@ def test_any_text_becomes_a_name(text):
     assert STEMS.validate_python(as_stem(text, "run"))
 
 
+@pytest.mark.parametrize("table", [{"seeds": [1, 2, 1]}, {"resolutions": ["64x64", "64x64"]}], ids=str)
+def test_what_would_become_the_same_file_twice_is_refused(table):
+    with pytest.raises(ValidationError, match="twice; name it once"):
+        ValidationTable.model_validate(table)
+
+
 @pytest.mark.parametrize("size", ["512x", "x512", "512 x 512", "0x64", "512X512", "-1x5", "512x512\n"])
 def test_sizes_are_written_one_way(size):
     assert ValidationTable.model_validate({"resolutions": ["512x768"]}).resolutions == ("512x768",)

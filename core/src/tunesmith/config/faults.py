@@ -99,6 +99,9 @@ def _faults(error: ValidationError, kind: type[Settings], data: Mapping[str, Any
     by_key: dict[Key, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         by_key.setdefault(_key(detail, data), []).append(detail)
+    for key in [key for key, details in by_key.items() if details[0]["type"] == "too_short"]:
+        if any(other[: len(key)] == key and len(other) > len(key) for other in by_key):
+            del by_key[key]  # entries that are wrong themselves are not counted, and so told as too few
     for key, details in by_key.items():
         yield key, _sentence(key, details, kind)
 

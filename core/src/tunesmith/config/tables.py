@@ -36,6 +36,13 @@ def _size(value: str) -> str:
     return value
 
 
+def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            raise ValueError(f"has {value} twice; name it once")
+    return values
+
+
 def _off(value: Any) -> Any:
     return None if value is False else value
 
@@ -222,11 +229,11 @@ class ValidationTable(Settings):
     """So many samples of each dataset, with their captions and what is given with them, are made anew."""
     negative_prompt: str = ""
     """What guidance steers away from."""
-    resolutions: tuple[SizeText, ...] = ()
+    resolutions: Annotated[tuple[SizeText, ...], AfterValidator(_distinct)] = ()
     """Sizes as "WIDTHxHEIGHT"; the family's own when not given."""
     num_frames: int | None = Field(None, ge=1, le=100_000)
     """Frames of a clip; the family's own number when not given."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1), AfterValidator(_distinct)] = (0,)
     """One picture of each prompt and size for each seed."""
     guidance: float | None = Field(None, ge=0)
     """Classifier-free guidance; the family's own when not given."""
