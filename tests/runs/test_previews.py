@@ -97,6 +97,15 @@ resolutions = ["32x32", "64x32"]
             assert told["control"][1] == pytest.approx([(255 - number) / 127.5 - 1] * 3, abs=1e-5)
 
 
+@pytest.mark.parametrize(("required", "given_in_training", "given"), [(False, False, False), (False, True, True), (True, False, True)])
+def test_a_clip_gives_its_first_frame_where_it_does_so_in_training_or_the_family_must_have_one(
+    start: Start, required: bool, given_in_training: bool, given: bool
+) -> None:
+    takes, is_i2v = f"takes = {{ reference = {str(required).lower()} }}", f"datasets.0.is_i2v={str(given_in_training).lower()}"
+    result = start(takes, "[validation]\ndataset_samples = 1\n", is_i2v)
+    assert ("reference" in recipe(result, "clips-0-32x32-seed0").get("given", {})) is given
+
+
 def test_names_that_clash_are_told_apart(start: Start, clips: Path) -> None:
     (clips / "a").mkdir()
     for place in (clips / "a" / "0.npy", clips / "a-0.npy"):
@@ -248,7 +257,7 @@ def test_a_sample_of_a_dataset_that_turns_out_to_be_damaged_is_told(start: Start
         return load(self, source, need)
 
     monkeypatch.setattr(ToyClipsKind, "load", damaged)
-    result = start("takes = { reference = false }", "[validation]\ndataset_samples = 1\n", f"run.cache={cache}")
+    result = start("takes = { reference = true }", "[validation]\ndataset_samples = 1\n", f"run.cache={cache}")
     assert result.events[-1]["complete"]
     assert made(result) == []
     reasons = [reason for message, reason in warnings(result) if message == "clips-0-32x32-seed0 could not be made"]

@@ -128,10 +128,18 @@ def _read(reader: MediaReader, file: Path, wanted: Wanted) -> Tensor:
 
 
 def _of_dataset(dataset: Dataset, sample: Sample, family: Family) -> dict[str, Callable[[Wanted], Tensor]]:
-    """What is given with a sample of a dataset, as far as the family takes it and the dataset has it."""
+    """What is given with a sample of a dataset as it is in training, as far as the family takes it and the dataset has it.
+
+    Its own first frame stands in for a reference picture where the family must have one, or is trained with it given.
+    """
     source = dataset.source(sample, Caption(sample.captions[0]), dataset.part(sample, None))
-    needs = {REFERENCE: REFERENCE if dataset.gives(REFERENCE) else PIXELS, AUDIO: AUDIO, CONTROL: CONTROL}
-    return {what: partial(_load, dataset, source, need) for what, need in needs.items() if what in family.takes and dataset.gives(need)}
+    beside, first = dataset.gives(REFERENCE), family.takes.get(REFERENCE) or dataset.table.gives_first_frame
+    needs = {REFERENCE: REFERENCE if beside else PIXELS if first else None, AUDIO: AUDIO, CONTROL: CONTROL}
+    return {
+        what: partial(_load, dataset, source, need)
+        for what, need in needs.items()
+        if need is not None and what in family.takes and dataset.gives(need)
+    }
 
 
 def _load(dataset: Dataset, source: Source, need: str, wanted: Wanted) -> Tensor:
