@@ -48,6 +48,12 @@ def test_what_is_wrong_with_the_file(tmp_path, content, problem):
     assert "\n" not in told
 
 
+def test_a_file_name_cannot_act_on_the_terminal():
+    findings = Findings(Source(Path("c.toml"), {}))
+    read_prompts(ValidationTable.model_validate({"prompts_file": Path("/none/\x1b[31m")}), findings)
+    assert str(findings.problems[0]).endswith("cannot read /none/\\x1b[31m: No such file or directory")
+
+
 def test_two_nicknames_of_the_table_that_are_one_file(tmp_path):
     _, [told] = read(tmp_path, "{}", cat="a", Cat="b")
     assert told == "c.toml:5: [validation] nickname 'Cat' is there twice, also as 'cat', and case does not count"

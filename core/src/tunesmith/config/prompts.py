@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..words import shown
+from ..words import printable, shown
 from .problems import Findings
 from .tables import FileStem, ValidationTable
 
@@ -26,7 +26,7 @@ def read_prompts(table: ValidationTable, findings: Findings) -> dict[str, str]:
     from_file = [] if table.prompts_file is None else _read(table.prompts_file, findings)
     for key, name, prompt in [*sources, *((("validation", "prompts_file"), *pair) for pair in from_file)]:
         if name.lower() in taken:
-            where = f"{table.prompts_file}: " if key[-1] == "prompts_file" else ""
+            where = f"{printable(str(table.prompts_file))}: " if key[-1] == "prompts_file" else ""
             earlier = taken[name.lower()]
             other = "" if name == earlier else f", also as {earlier!r}, and case does not count"
             findings.add(key, f"{where}nickname {name!r} is there twice{other}")
@@ -42,27 +42,27 @@ def read_prompts(table: ValidationTable, findings: Findings) -> dict[str, str]:
 
 def _read(file: Path, findings: Findings) -> list[tuple[str, str]]:
     """The nicknames and prompts of a JSON file that are right, in their order, duplicates too."""
-    key = ("validation", "prompts_file")
+    key, told = ("validation", "prompts_file"), printable(str(file))
     try:
         text = file.read_bytes().decode("utf-8-sig")
         parsed: Any = json.loads(text, object_pairs_hook=_Pairs)
     except OSError as error:
-        findings.add(key, f"cannot read {file}: {error.strerror}")
+        findings.add(key, f"cannot read {told}: {error.strerror}")
         return []
     except (ValueError, RecursionError) as error:
-        findings.add(key, f"{file} is not valid JSON: {error}")
+        findings.add(key, f"{told} is not valid JSON: {error}")
         return []
     if not isinstance(parsed, _Pairs):
-        findings.add(key, f'{file} should hold one JSON object, such as {{"nickname": "a prompt"}}')
+        findings.add(key, f'{told} should hold one JSON object, such as {{"nickname": "a prompt"}}')
         return []
     good: list[tuple[str, str]] = []
     for name, prompt in parsed:
         try:
             good.append((_STEMS.validate_python(name), prompt))
         except ValidationError as error:
-            findings.add(key, f"{file}: nickname {shown(name)}: {error.errors()[0]['ctx']['error']}")
+            findings.add(key, f"{told}: nickname {shown(name)}: {error.errors()[0]['ctx']['error']}")
         if not isinstance(prompt, str):
-            findings.add(key, f"{file}: the prompt of {shown(name)} should be text")
+            findings.add(key, f"{told}: the prompt of {shown(name)} should be text")
     return good
 
 
