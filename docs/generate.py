@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
@@ -52,7 +52,8 @@ def page() -> str:
     parts = [INTRODUCTION, *(section(kind) for kind in (SINGLE_TABLES["run"],))]
     parts += [section(plugin.settings_type, {"family": f'`"{name}"`'}) for name, plugin in families.items()]
     parts += [section(table) for table in datasets(classes)]
-    parts += [section(kind) for name, kind in SINGLE_TABLES.items() if name != "run"]
+    for name, kind in SINGLE_TABLES.items():
+        parts += [section(table) for table in (kind, *nested(kind)) if name != "run"]
     parts.append(PLUGIN)
     own = {name: plugin.settings_type for name, plugin in classes.items() if name not in families}
     parts += [section(settings) for settings in own.values() if settings.model_fields]
@@ -62,8 +63,22 @@ def page() -> str:
 def datasets(classes: Mapping[str, type[Plugin[Any]]]) -> Iterator[type[Settings]]:
     """The tables of all kinds of datasets, then the settings of their sources."""
     yield from CORE_TABLES.values()
+    yield from dict.fromkeys(inner for table in CORE_TABLES.values() for inner in nested(table))
     yield from (plugin.kind.table_type for plugin in classes.values() if issubclass(plugin, KindPlugin))
     yield from (plugin.source_type for plugin in classes.values() if issubclass(plugin, SourcePlugin))
+
+
+def nested(table: type[Settings]) -> Iterator[type[Settings]]:
+    """The tables that settings of a table take, such as those of a `[[...]]` within it."""
+    for field in table.model_fields.values():
+        yield from (kind for kind in parts_of(field.annotation) if isinstance(kind, type) and issubclass(kind, Settings))
+
+
+def parts_of(annotation: Any) -> Iterator[Any]:
+    """A type and all that it is made of."""
+    yield annotation
+    for inner in get_args(annotation):
+        yield from parts_of(inner)
 
 
 def section(table: type[Settings], fixed: Mapping[str, str] | None = None) -> str:
