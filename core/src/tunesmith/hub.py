@@ -217,7 +217,7 @@ def _hub_errors(origin: Origin) -> Iterator[None]:
         reason = " because HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
         raise UnreachableError(
             f"{origin} is not in the local cache, and {constants.ENDPOINT} cannot be reached{reason}: "
-            f"go online once, set HF_ENDPOINT to a mirror, or name a local folder"
+            f"go online once, set HF_ENDPOINT to a mirror, or name a local folder, as there is none of this name"
         ) from None
     except HfHubHTTPError as error:
         raise UnreachableError(f"{origin} could not be read from {constants.ENDPOINT}: {error}") from error
