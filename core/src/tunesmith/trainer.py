@@ -73,7 +73,7 @@ class Trainer:
 
     def ahead(self) -> Ahead[Drawn, Step]:
         """The micro-batches of the run from here on; what can be done ahead of them is done by a thread."""
-        return Ahead(self.draw, self.prepare, self.run.step * self.accumulation, self.loader.lot, self.loader.is_quick)
+        return Ahead(self.draw, self.prepare, self.run.step * self.accumulation, self.loader.lot, self.loader.quick)
 
     def one_step(self, steps: Ahead[Drawn, Step]) -> None:
         """One optimizer step: accumulate, check, update, tell."""

@@ -15,7 +15,7 @@ def test_what_is_quick_is_made_by_the_caller_and_the_rest_by_a_thread_in_the_sam
         made.append((position, threading.current_thread() is threading.main_thread()))
         return position
 
-    with Ahead(ready, lambda position: 10 * position, start=5, lot=3, is_quick=lambda: quick) as numbers:
+    with Ahead(ready, lambda position: 10 * position, start=5, lot=3, quick=lambda: 3 * quick) as numbers:
         taken = [next(numbers) for _ in range(4)]
         quick = True
         taken += [next(numbers) for _ in range(20)]
@@ -37,7 +37,7 @@ def test_an_error_is_raised_where_its_position_is_taken_whoever_made_it(quick):
             raise ValueError("two")
         return position
 
-    with Ahead(ready, lambda position: position, start=0, lot=4, is_quick=lambda: quick) as numbers:
+    with Ahead(ready, lambda position: position, start=0, lot=4, quick=lambda: 3 * quick) as numbers:
         assert [next(numbers), next(numbers)] == [0, 1]
         with pytest.raises(ValueError, match="two"):
             next(numbers)

@@ -20,14 +20,14 @@ class Ahead(Iterator[T], Generic[R, T]):
 
     `finish` is called where the result is taken, and what goes wrong in the thread is raised there. The thread readies
     `lot` positions at a stretch: each turn slows the caller down, and the first of a lot takes several times as long as
-    the others, for which the processor has everything at hand. While `is_quick` says so, `ready` waits for nothing, and
-    the caller readies lots too: a thread would only slow it down.
+    the others, for which the processor has everything at hand. `quick` says how many positions `ready` can do without
+    waiting for anything; the caller then does so many itself, whom a thread would only slow down.
     """
 
     def __init__(
-        self, ready: Callable[[int], R], finish: Callable[[R], T], start: int, lot: int, is_quick: Callable[[], bool] = lambda: False
+        self, ready: Callable[[int], R], finish: Callable[[R], T], start: int, lot: int, quick: Callable[[], int] = lambda: 0
     ) -> None:
-        self._make_ready, self._finish, self._lot, self._is_quick = ready, finish, lot, is_quick
+        self._make_ready, self._finish, self._lot, self._quick = ready, finish, lot, quick
         self._position = self._asked = start  # the next to be taken, and the first that nobody was asked for
         self._ready: queue.SimpleQueue[R | _Failed] = queue.SimpleQueue()
         self._turns: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # where each lot begins; None ends the thread
@@ -45,8 +45,8 @@ class Ahead(Iterator[T], Generic[R, T]):
     def __next__(self) -> T:
         self.go_on()
         if self._position == self._asked:  # it is quick, and the thread is idle
-            self._asked += self._lot
-            self._make_lot_ready(self._position)
+            self._asked += self._quick()
+            self._make_ready_all(range(self._position, self._asked))
         self._position += 1
         item = self._ready.get()
         if isinstance(item, _Failed):
@@ -58,7 +58,7 @@ class Ahead(Iterator[T], Generic[R, T]):
 
         Two threads that run Python slow each other down, so this is for where the caller leaves Python for a while.
         """
-        while self._asked - self._position <= (LOTS - 1) * self._lot and not self._is_quick():
+        while self._asked - self._position <= (LOTS - 1) * self._lot and not self._quick():
             self._turns.put(self._asked)
             self._asked += self._lot
 
@@ -70,12 +70,12 @@ class Ahead(Iterator[T], Generic[R, T]):
 
     def _work(self) -> None:
         start = self._turns.get()
-        while start is not None and self._make_lot_ready(start):
+        while start is not None and self._make_ready_all(range(start, start + self._lot)):
             start = self._turns.get()
 
-    def _make_lot_ready(self, start: int) -> bool:
+    def _make_ready_all(self, lot: range) -> bool:
         """Whether all positions of a lot were; nothing that follows an error is."""
-        for position in range(start, start + self._lot):
+        for position in lot:
             if self._closed:
                 return False
             try:

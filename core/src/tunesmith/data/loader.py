@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LOT, LOT_OF_PIXELS = 8, 1
 """Batches that the thread reads at a stretch: from the cache, and where it decodes."""
+QUICK_EPOCHS, MOST_QUICK = 4, 64
+"""Epochs, and batches, that are made ready at a stretch where all is in memory, of which an epoch then takes little."""
 RECENT_BYTES = 16 * 2**20
 """Bytes of cache entries that stay in memory once read: all of a small dataset."""
 KNOWN_FILES = 100_000
@@ -68,13 +70,13 @@ class Loader:
         """How many batches should be made ready at a stretch."""
         return LOT_OF_PIXELS if self.cache is None else LOT
 
-    def is_quick(self) -> bool:
-        """Whether nothing is waited for any more: for a whole epoch, every value was in memory."""
-        return self._quick_batches >= self._epoch
+    def quick(self) -> int:
+        """How many batches can be made ready without waiting: some epochs of them once every value of one was in memory, else 0."""
+        return min(max(QUICK_EPOCHS * self._epoch, LOT), MOST_QUICK) if self._quick_batches >= self._epoch else 0
 
     def batches(self, start: int) -> Ahead[Batch, Batch]:
         """The batches from a position on, without end, on the run's device; a thread reads ahead until it is closed."""
-        return Ahead(self.ready, self.finished, start, self.lot, self.is_quick)
+        return Ahead(self.ready, self.finished, start, self.lot, self.quick)
 
     def ready(self, position: int) -> Batch:
         """What a thread can do for the batch at a position: read all fields, or decode pixels; pinned for a GPU."""
