@@ -17,11 +17,13 @@ from transformers import T5EncoderModel
 
 from tunesmith import (
     Batch,
+    FamilyDefaults,
     InputError,
     LatentStatistics,
     Modality,
     PipelineFamily,
     PipelineModel,
+    PipelinePlugin,
     PipelineSettings,
     Ragged,
     TokenGrid,
@@ -138,6 +140,57 @@ def test_statistics_by_channel_are_never_passed_over(checkpoint: Path) -> None:
     (checkpoint / "vae/config.json").write_text(json.dumps({**config, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}))
     with pytest.raises(InputError, match="has latents_mean, and the family acme normalises latents by one factor"):
         Acme(Settings(path=str(checkpoint)))
+
+
+def plugin_of(family: type[PipelineFamily[Any]], checkpoint: Path) -> PipelinePlugin[Any]:
+    kind = type("AcmePlugin", (PipelinePlugin,), {"family_type": family, "model_type": PipelineModel})
+    plugin: PipelinePlugin[Any] = kind("acme", Settings(path=str(checkpoint)))
+    return plugin
+
+
+class Placed(Acme):
+    """With all that pictures need."""
+
+    adapter_targets = ("to_q",)
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.set_geometry(channels=4, scale=8)
+        self.defaults = FamilyDefaults((64, 64), 1, 1.0, 4.5, 20, 0)
+
+
+class Unplaced(Acme):
+    adapter_targets = ("to_q",)
+
+
+class Plain(Unplaced):
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.set_geometry(channels=4, scale=8)
+
+
+class Moving(Placed):
+    modality = Modality.VIDEO
+
+
+@pytest.mark.parametrize(
+    ("family", "told"),
+    [
+        (Acme, r"the class Acme does not set adapter_targets; write `adapter_targets = \.\.\.` in its body"),
+        (Unplaced, r"Unplaced does not say what its latents stand for; call self\.set_geometry\("),
+        (Plain, r"Plain has no defaults; set self\.defaults = FamilyDefaults\("),
+        (Moving, r'Moving generates clips, and makes = "image" .*write makes = "clip"'),
+    ],
+)
+def test_facts_that_an_author_forgot_are_named_with_their_class(checkpoint: Path, family: type[PipelineFamily[Any]], told: str) -> None:
+    with pytest.raises(TypeError, match=told):
+        plugin_of(family, checkpoint).family()
+
+
+def test_a_family_with_all_facts_is_made_once(checkpoint: Path) -> None:
+    plugin = plugin_of(Placed, checkpoint)
+    assert plugin.family() is plugin.family()
+    assert plugin.family().alignment == 8
 
 
 def test_geometry_of_pictures_and_of_clips(checkpoint: Path) -> None:

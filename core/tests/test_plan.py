@@ -7,13 +7,14 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from core.tests.data.clips import clip
+from core.tests.data.clips import ClipFacts, clip
 from core.tests.data.support import picture, pictures
 from tunesmith import InputError
 from tunesmith.cli.app import main
@@ -321,7 +322,7 @@ def test_the_keys_of_the_json_stay(tmp_path):
     answer = json.loads(json.dumps(plan_of(dataset("clips", 'kind = "clips"'), run="batch_size = 1", model="clips = true").as_json()))
     assert " ".join(answer) == (
         "ready run family plugins problems datasets processes gradient_accumulation batches_per_epoch steps_per_epoch steps epochs "
-        "sigma_shift cache cache_bytes validation_samples memory trains_base notes duplicates sheet"
+        "sigma_shift cache cache_bytes validation_samples validation memory trains_base notes duplicates sheet"
     )
     [facts] = answer["datasets"]
     assert " ".join(facts) == (
@@ -332,6 +333,34 @@ def test_the_keys_of_the_json_stay(tmp_path):
     assert " ".join(facts["retiming"][0]) == "source_fps trained_fps frames seconds samples shortest longest"
     assert " ".join(facts["captions"]) == "limit distinct counted too_long longest examples"
     assert " ".join(answer["memory"]) == "parameters weights gradients optimizer"
+
+
+def test_what_validation_makes_is_told(tmp_path):
+    pictures(tmp_path / "data", 4)
+    table = '[validation]\nprompts = { a = "one", b = "two" }\nresolutions = ["64x64", "96x64"]\nseeds = [1, 2]\n'
+    plan = plan_of(dataset("data"), rest=table)
+    assert plan.validation_samples == 8
+    assert "each validation makes 8 pictures of 64x64 and 96x64\n" in printed(plan)
+    assert "each validation makes nothing\n" in printed(plan_of(dataset("data")))
+
+
+@pytest.mark.parametrize(("asked", "frames", "is_longer"), [("", 17, True), ("num_frames = 9", 9, False)])
+def test_clips_of_validation_that_are_longer_than_all_that_is_trained_on_are_noted(
+    tmp_path, installation, monkeypatch, asked, frames, is_longer
+):
+    facts = {"makes": "clip", "defaults": replace(ClipFacts.defaults, frames=17, fps=16.0), "round_frames": lambda self, frames: frames}
+    for name, value in facts.items():
+        monkeypatch.setattr(ClipFacts, name, value)
+    installation.plain("writer", "REPORT", 'def media_writers(self):\n        return {"clip": None}')
+    clip(tmp_path / "clips/a.clip", 2)
+    data = dataset("clips", 'kind = "clips"', "num_frames = 9")
+    rest = f'[plugins.writer]\n[validation]\nprompts = {{ a = "one" }}\n{asked}\n'
+    plan = plan_of(data, run="batch_size = 1", model="clips = true", rest=rest)
+    assert f"each validation makes 1 clip of 32x32, {frames} frames at 16 fps\n" in printed(plan)
+    told = (
+        "validation makes clips of 17 frames, and the longest that is trained on has 9: [validation] num_frames = 9 shows what is trained"
+    )
+    assert (told in plan.notes) is is_longer
 
 
 def test_a_terminal_gets_tables_and_anything_else_plain_lines(tmp_path):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +28,7 @@ from PIL import Image
 from tests.docs.blocks import blocks
 from tests.examples.films import read_film, read_sound
 from tests.house import ROOT
+from tunesmith.cli.app import main as tune
 from tunesmith_wan_s2v import WanSpeechToVideoPipeline
 
 FAMILIES = sorted(config.parent.name for config in (ROOT / "examples").glob("*/tiny.toml"))
@@ -34,7 +38,7 @@ PREVIEWS = {
 }
 """What is made when the run is validated."""
 PATIENCE = 300
-"""Seconds that a command may take on a busy machine."""
+"""Seconds that a run may take to its first checkpoint on a busy machine."""
 
 pytestmark = pytest.mark.slow
 
@@ -56,10 +60,19 @@ def environment() -> dict[str, str]:
 
 
 def carry_out(command: list[str], folder: Path) -> str:
-    """Do as a user does; what was said."""
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
+    """Do what a command does, in this process; what was said."""
+    program, *arguments = command
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", command if program == "tune" else arguments)
+        code: object = None
+        try:
+            tune() if program == "tune" else runpy.run_path(arguments[0], run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+    assert not code, said.getvalue()
+    return said.getvalue()
 
 
 def kill(command: list[str], folder: Path, events: Path) -> str:
@@ -138,7 +151,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_nothing_is_encoded_again(e
     saved = [event["path"] for event in example.events[first:second] if event["event"] == "checkpoint"]
     assert example.events[first]["resumed_from"] is None
     assert example.events[second]["resumed_from"] == saved[-1]
-    assert sorted(example.losses()) == list(range(5, 301, 5))
+    assert sorted(example.losses()) == list(range(5, 151, 5))
     assert "encoding samples" in example.said[-2]
     assert "encoding captions" in example.said[-2]
     assert "encoding" not in example.said[-1]
@@ -146,7 +159,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_nothing_is_encoded_again(e
 
 def test_the_loss_falls(example: Example) -> None:
     losses = [loss for _, loss in sorted(example.losses().items())]
-    assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:10])
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:4])
 
 
 @pytest.mark.parametrize("example", ["sana_video"], indirect=True)

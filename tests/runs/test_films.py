@@ -18,7 +18,7 @@ from tunesmith.trainer import Trainer
 from tunesmith_sana_video import SanaVideoFamily, SanaVideoModel
 
 from .conftest import LORA
-from .filming import SIZES, film, films, films_text, twin_of
+from .filming import film, films, films_text, twin_of
 from .test_resume import assert_same_run
 from .test_trace import SETTINGS, assert_as_recorded
 from .watching import Watched, watched
@@ -68,27 +68,6 @@ def test_pictures_train_beside_films_of_several_sizes_and_lengths(film, pictures
     assert {shape for shape in shapes if shape[0] == "films"} == {("films", 5, 8, 12), ("films", 5, 12, 8), ("films", 3, 8, 12)}
     assert {shape for shape in shapes if shape[0] == "stills"} == {("stills", 1, 8, 8), ("stills", 1, 6, 12)}
     assert all(np.isfinite(loss) for loss in result.losses.values())
-
-
-def test_samples_of_a_batch_are_of_one_size_and_length(film, watched):
-    film(FAMILY, "batches", "", "run.batch_size=2", "datasets.0.repeats=2")
-    assert {len(one.step.batch) for one in watched} == {2}
-    for one in watched:
-        assert len({SIZES[source.file.stem][:2] for source in one.step.batch.sources}) == 1
-
-
-def test_the_first_frame_is_given_without_noise_and_without_loss(film, watched):
-    film(FAMILY, "given", "", "datasets.0.is_i2v=true", "run.latents='sample'")
-    for one in watched:
-        assert one.step.sigma.shape[2] == one.field("latents").shape[2]
-        assert (one.step.sigma[:, :, 0] == 0).all()
-        assert torch.equal(one.step.noisy[:, :, 0], one.field("latents")[:, :, 0])
-        assert one.step.keep is not None
-
-
-def test_a_film_of_one_frame_has_nothing_left_to_train(film):
-    with pytest.raises(ConfigErrors, match="dataset 'films' yields no whole batch"):
-        film(FAMILY, "short", "", "datasets.0.is_i2v=true", "datasets.0.num_frames=1", "datasets.0.min_frames=1")
 
 
 def test_noise_levels_of_ones_own_are_refused_by_name(tmp_path, twin_of, films):
@@ -159,9 +138,3 @@ def test_stop_and_resume_equals_never_stopping(film, monkeypatch, extra, cache):
 def test_no_bit_of_the_recorded_losses_moves(film, name, extra):
     settings = (setting for setting in SETTINGS if not setting.startswith("datasets"))
     assert_as_recorded(f"{FAMILY} {name}", film(FAMILY, name, extra, *settings))
-
-
-def test_a_step_of_the_twin_takes_less_than_a_second(film):
-    result = film(FAMILY, "timed", "", "run.steps=8")
-    rates = [event["steps_per_second"] for event in result.events if event["event"] == "step"]
-    assert np.median(rates) > 1

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from plugins.video.tests.films import film, numbers
+from plugins.video.tests.films import film, numbers, recording, swept
 from tests.toyvideo import ToyVideo, toy_checkpoint
 
 from .previewing import TAKES, TWO, Start, clips, grey, made, refused, start
@@ -78,6 +78,32 @@ def test_files_that_are_not_there_are_named_before_anything_is_loaded(refused: C
     told = refused(TAKES, '[plugins.video]\n[[validation.samples]]\nname = "s"\nprompt = "p"\naudio = "nowhere.wav"\nreference = "."\n')
     assert f"there is no file '{tmp_path / 'nowhere.wav'}'; paths start at the config file" in told
     assert f"there is no file '{tmp_path}'" in told
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "told"),
+    [
+        ("reference", "page", "cannot be used as a picture: not a JPEG, PNG or WebP picture"),
+        ("reference", "heard", "cannot be used as a picture: not a JPEG, PNG or WebP picture"),
+        ("audio", "page", "cannot be used as sound: not a film or sound that is read here"),
+        ("audio", "mute", "cannot be used as sound: it has no sound"),
+        ("audio", "torn", "cannot be used as sound: its index is missing: it was probably cut off"),
+        ("control", "heard", "cannot be used as a clip that guides: it has no moving pictures"),
+        ("control", "torn", "cannot be used as a clip that guides: its index is missing"),
+    ],
+)
+def test_files_that_are_not_what_is_asked_for_are_refused_by_their_headers(
+    refused: Callable[..., str], tmp_path: Path, what: str, name: str, told: str
+) -> None:
+    (tmp_path / "page").write_text("<html>" * 100)
+    recording(tmp_path / "heard.wav", swept(0.2)).rename(tmp_path / "heard")
+    whole = film(tmp_path / "mute.mp4", 5, 16, size=(64, 32)).rename(tmp_path / "mute").read_bytes()
+    (tmp_path / "torn").write_bytes(whole[: len(whole) // 2])
+    good, bad = (f'[[validation.samples]]\nname = "{one}"\nprompt = "p"\n' for one in ("good", "bad"))
+    problem = refused(TAKES, f'[plugins.video]\n{good}{bad}{what} = "{name}"\n')
+    assert f"[[validation.samples]] number 2, 'bad': {what} = '{tmp_path / name}' {told}" in problem
+    assert problem.endswith("; give another file")
+    assert "\n" not in problem
 
 
 @pytest.mark.parametrize("kind", ["reference", "control"])

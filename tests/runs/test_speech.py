@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from tunesmith.config import load_config
-from tunesmith.plan import make_plan
 from tunesmith.progress import Progress
 from tunesmith.session import run
 from tunesmith.trainer import Trainer
@@ -201,13 +200,6 @@ def test_references_and_poses_beside_the_films_are_what_the_model_is_given(start
     references = torch.cat([one.field("reference_latents") for one in watched])
     torch.testing.assert_close(references, references[:1].expand_as(references), rtol=0, atol=1e-6)
     assert all([len(row) for row in one.step.batch.ragged("control_latents").values] == [2] for one in watched)
-
-
-def test_the_plan_says_that_75_frames_become_73(tmp_path, speaker, films):
-    file = tmp_path / "plan.toml"
-    file.write_text(config_text(speaker, films))
-    plan = make_plan(load_config(file, ["datasets.0.num_frames=75"]))
-    assert "num_frames = 75 becomes 73, the next lower number that wan_s2v encodes" in str(plan.datasets)
 
 
 def test_validation_films_datasets_and_files_with_their_sound(start, pictures, tmp_path):

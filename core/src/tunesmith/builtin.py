@@ -52,7 +52,7 @@ class Core(Plugin[CoreSettings]):
             if isinstance(table, SampleTable) and table.gives_first_frame and not family.image_to_video:
                 yield (
                     ("datasets", number, "is_i2v"),
-                    f"is_i2v: {family.name} cannot be trained with the first frame given; take it out, and clips are trained as a whole",
+                    f"is_i2v: {family.name} cannot be trained with the first frame given; take it out: {family.image_to_video_reason}",
                 )
 
     def fields(self, run: Run) -> Sequence[Field]:

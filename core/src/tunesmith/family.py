@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,8 @@ class Family(ABC):
     """The sound that clips are trained with, or None."""
     image_to_video: bool = False
     """Whether a clip can be trained with its first frame given: its sigma 0, and no loss on it."""
+    image_to_video_reason: str = "without it clips are trained as a whole"
+    """What is told where `is_i2v` is refused: how clips are trained by a family that cannot be trained so."""
     latent_distribution: bool = False
     """Whether the autoencoder gives a distribution: with `[run] latents = "sample"` the family then writes, beside
     `latents`, which are its mean, the field `latents_std` of the same shape."""
@@ -111,6 +114,14 @@ class Family(ABC):
     @abstractmethod
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
         """The shape of one sample's latents, without the batch, for pixels of this size."""
+
+    def cached_values(self, frames: int, height: int, width: int, before: int = 0) -> int:
+        """How many values of fp32 the cache keeps of one sample: its latents, and what the family keeps beside them.
+
+        The pixels are those of `latent_shape`; `before` frames of its file come before the sample's window. Captions,
+        masks and the spread of latents are not counted.
+        """
+        return math.prod(self.latent_shape(frames, height, width))
 
     @abstractmethod
     def token_grid(self, frames: int, height: int, width: int) -> TokenGrid:

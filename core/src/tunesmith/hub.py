@@ -6,7 +6,7 @@ import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -30,6 +31,7 @@ from .errors import InputError
 from .quiet import without_progress_bars
 
 _CONNECT_SECONDS = 5
+_ANEW = "copy or download both from the same checkpoint"
 _SUFFIX = re.compile(r"\.(fp16|bf16|fp32)[.-]")
 
 
@@ -112,11 +114,20 @@ def fetch_files(origin: Origin, subfolder: str, prefixes: tuple[str, ...], *, or
 
 
 def load_frozen(kind: type[nn.Module], component: Component, dtype: torch.dtype, **options: Any) -> Any:
-    """A network of diffusers or transformers by its own `from_pretrained`, frozen and in evaluation mode."""
-    named = {"dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype": dtype}
+    """A network of diffusers or transformers by its own `from_pretrained`, frozen and in evaluation mode.
+
+    Raises InputError for files that are damaged or cannot be read, and for tensors of other shapes than the network's.
+    """
+    _require_readable(component)
     loader: Any = kind
+    sources = {"variant": component.suffix, "use_safetensors": True, **options}
     with without_progress_bars():
-        network = loader.from_pretrained(component.folder, variant=component.suffix, use_safetensors=True, **named, **options)
+        if not issubclass(kind, PreTrainedModel):
+            network = _loaded_by_diffusers(loader, component, torch_dtype=dtype, **sources)
+        else:  # transformers says what does not match only of what it is told to leave out
+            told = {"ignore_mismatched_sizes": True, "output_loading_info": True}
+            network, info = loader.from_pretrained(component.folder, dtype=dtype, **told, **sources)
+            _require_shapes(component, info["mismatched_keys"])
     return network.requires_grad_(False).eval()
 
 
@@ -130,6 +141,36 @@ def local_tokenizer(origin: Origin, *, or_root: bool = False) -> Path | None:
             return None
     roots = (folder / "tokenizer", folder) if or_root else (folder / "tokenizer",)
     return next((root for root in roots if (root / "tokenizer_config.json").is_file()), None)
+
+
+def _require_readable(component: Component) -> None:
+    """InputError for a file of weights that is damaged or cannot be opened."""
+    for file in component.files:
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, "pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise InputError(f"{file} cannot be read: {error}; it is damaged or not all there: copy or download it anew") from None
+
+
+def _loaded_by_diffusers(loader: Any, component: Component, **options: Any) -> Any:
+    """A network of diffusers, which refuses tensors of other shapes; InputError with its reason."""
+    try:
+        return loader.from_pretrained(component.folder, **options)
+    except ValueError as error:
+        if "expected shape" not in str(error):
+            raise
+        reason = str(error).split(". ")[0].removeprefix("Cannot load ").removeprefix(" because ")
+        raise InputError(f"the weights in {component.folder} do not belong to its config.json: {reason}; {_ANEW}") from None
+
+
+def _require_shapes(component: Component, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """InputError for tensors, each with the shapes found and wanted, that were left out because those differ."""
+    told = [f"{name} is {list(found)}, and {list(wanted)} is wanted" for name, found, wanted in sorted(mismatched)]
+    if told:
+        more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+        raise InputError(f"the weights in {component.folder} do not belong to its config.json: {told[0]}{more}; {_ANEW}")
 
 
 def _require_shards(folder: Path, weights: Sequence[Path]) -> None:

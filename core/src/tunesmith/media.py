@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,14 +102,16 @@ class Wanted:
     channels: int
 
 
-class MediaReader(Protocol):
-    """Reads a file that is given to a sample, in [-1, 1]; Unreadable if it cannot.
+@dataclass(frozen=True)
+class MediaReader:
+    """Reads files that are given to a sample: `read` all of one, in [-1, 1], `probe` its header; both raise Unreadable.
 
     A picture is [3, H, W] of its own upright size, sound [channels, samples] as wanted, a film [3, F, height, width] as
-    wanted: cut from the middle of what just covers it.
+    wanted: cut from the middle of what just covers it. `probe` is called before a run, on every file, and decodes nothing.
     """
 
-    def __call__(self, file: Path, wanted: Wanted) -> Tensor: ...
+    read: Callable[[Path, Wanted], Tensor]
+    probe: Callable[[Path], object]
 
 
 def read_image(file: Path, wanted: Wanted) -> Tensor:

@@ -37,6 +37,16 @@ from .validation import sizes
 
 
 @dataclass(frozen=True)
+class PreviewFacts:
+    """What each validation makes: the kind of media, its sizes, and of clips their frames and rate; 1 and 0 of pictures."""
+
+    kind: str
+    sizes: list[str]
+    frames: int
+    fps: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """The answers of `tune plan`; their names are the keys of its JSON, and stay.
 
@@ -60,6 +70,7 @@ class Plan:
     cache: bool | str
     cache_bytes: int | None
     validation_samples: int
+    validation: PreviewFacts
     memory: Memory
     trains_base: bool
     notes: list[str]
@@ -99,9 +110,12 @@ def make_plan(config: Config, sheet: Path | None = None) -> Plan:
     batches_a_step = accumulation * processes
     adapts = any(plugin.stage is Stage.ADAPT for plugin in cast.hooks.plugins)
     parts = shares(trained, accumulation, steps)
+    made = _made(config, family)
     look = partial(examine, family=family, batches_a_step=batches_a_step, values=_values(config, family))
     facts = [look(dataset, share=parts.get(dataset.name, 0.0)) for dataset in datasets]
     notes = [*filter(None, map(heavy_loss, datasets)), *_notes(config, steps, processes, adapts), *_unread_masks(config, cast.hooks)]
+    num_samples = count_previews(config, datasets) * len(made.sizes) * len(config.validation.seeds)
+    notes += _beyond_training(made, trained) if num_samples else ()
     drawn = None
     if sheet is not None:
         drawn, told = draw_sheet(order, sheet) if trained else (None, ["no contact sheet is drawn: there is no whole batch of anything"])
@@ -121,7 +135,8 @@ def make_plan(config: Config, sheet: Path | None = None) -> Plan:
         sigma_shift=_sigma_shift(config, family, datasets),
         cache=config.run.cache,
         cache_bytes=sum(one.cache_bytes for one in facts) if config.run.cache else None,
-        validation_samples=count_previews(config, datasets) * len(sizes(config, family)) * len(config.validation.seeds),
+        validation_samples=num_samples,
+        validation=made,
         memory=memory(family, config, trains_base=not adapts),
         trains_base=not adapts,
         notes=notes,
@@ -177,6 +192,23 @@ def _sigma_shift(config: Config, family: Family, datasets: Sequence[Dataset]) ->
         f"{width}x{height}" + (f"@{frames}" if frames > 1 else ""): sigmas.shift(family.token_grid(frames, height, width).tokens)
         for width, height, frames in buckets
     }
+
+
+def _made(config: Config, family: Family) -> PreviewFacts:
+    is_clip = family.makes == "clip"
+    frames = (config.validation.num_frames or family.defaults.frames) if is_clip else 1
+    where = [f"{width}x{height}" for width, height in sizes(config, family)]
+    return PreviewFacts(family.makes, where, frames, family.defaults.fps if is_clip else 0.0)
+
+
+def _beyond_training(made: PreviewFacts, trained: Sequence[Dataset]) -> Iterator[str]:
+    """Clips of validation that are longer than all that is trained on."""
+    longest = max((frames for dataset in trained for width, _, frames in dataset.buckets if width), default=made.frames)
+    if made.frames > longest:
+        yield (
+            f"validation makes clips of {made.frames} frames, and the longest that is trained on has {longest}: "
+            f"[validation] num_frames = {longest} shows what is trained"
+        )
 
 
 def _notes(config: Config, steps: int, processes: int, adapts: bool) -> Iterator[str]:

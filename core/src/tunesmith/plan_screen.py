@@ -18,7 +18,7 @@ from .data.preflight import BucketFacts, CaptionFacts, DatasetFacts, Retiming
 from .words import printable
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from .plan import Plan, PreviewFacts
 
 MOST_ROWS = 24
 """Rows of a table that are written out; the JSON has all."""
@@ -120,7 +120,7 @@ def _costs(plan: Plan) -> Iterator[Block]:
     cache = "nothing is cached, all is encoded on the fly"
     if plan.cache_bytes is not None:
         where = "memory" if plan.cache == "memory" else "the cache"
-        cache = f"{where} takes {size_text(plan.cache_bytes)} of latents before compression (captions, masks and sound not counted)"
+        cache = f"{where} takes {size_text(plan.cache_bytes)} before compression (captions and masks not counted)"
     yield Line(cache)
     memory = plan.memory
     yield Line(
@@ -144,7 +144,15 @@ def _run(plan: Plan) -> Iterator[Block]:
         f"{plan.steps_per_epoch:.6g} (gradient_accumulation: {plan.gradient_accumulation}, processes: {plan.processes}); {trained}"
     )
     yield Line(f"sigma shift by size: {', '.join(f'{size}: {shift:.3g}' for size, shift in plan.sigma_shift.items())}")
-    yield Line(f"samples of each validation: {plan.validation_samples}")
+    yield Line(f"each validation makes {_made(plan.validation, plan.validation_samples)}")
+
+
+def _made(facts: PreviewFacts, count: int) -> str:
+    if not count:
+        return "nothing"
+    one = "picture" if facts.frames == 1 and facts.kind in ("image", "clip") else facts.kind
+    length = f", {facts.frames} frames at {facts.fps:g} fps" if facts.frames > 1 else ""
+    return f"{count} {one if count == 1 else f'{one}s'} of {' and '.join(facts.sizes)}{length}"
 
 
 def _dataset(facts: DatasetFacts) -> Iterator[Block]:

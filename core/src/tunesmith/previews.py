@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -15,7 +15,9 @@ from .batch import AUDIO, PIXELS, Caption, Source, Window
 from .config.tables import as_stem
 from .data.geometry import center_crop, covering
 from .data.given import CONTROL, REFERENCE
+from .data.images import probe
 from .hooks import blamed_on
+from .kinds import Unreadable
 from .media import MediaReader, MediaWriter, Wanted, read_image, write_image
 
 if TYPE_CHECKING:
@@ -30,12 +32,20 @@ MADE_FROM = {REFERENCE: "a picture", AUDIO: "sound", CONTROL: "a clip that guide
 
 
 @dataclass(frozen=True)
+class Given:
+    """Something beside a prompt: the file that it comes of, and what reads it."""
+
+    file: Path
+    read: Callable[[Wanted], Tensor]
+
+
+@dataclass(frozen=True)
 class Preview:
-    """One thing to make: its name, its prompt, and what reads the rest that is given, by what it is given as."""
+    """One thing to make: its name, its prompt, and the rest that is given, by what it is given as."""
 
     name: str
     prompt: str
-    given: Mapping[str, Callable[[Wanted], Tensor]]
+    given: Mapping[str, Given]
 
 
 def previews(config: Config, datasets: Iterable[Dataset], plugins: Iterable[Plugin[Any]], family: Family) -> list[Preview]:
@@ -43,7 +53,7 @@ def previews(config: Config, datasets: Iterable[Dataset], plugins: Iterable[Plug
     readers = media_readers(plugins)
     made = [Preview(name, prompt, {}) for name, prompt in config.prompts.items()]
     for sample in config.validation.samples:
-        given = {what: partial(_read, readers[what], file) for what, file in sample.given.items()}
+        given = {what: Given(file, partial(readers[what].read, file)) for what, file in sample.given.items()}
         made.append(Preview(sample.name, sample.prompt, given))
     taken = {preview.name.lower() for preview in made}
     for dataset in datasets:
@@ -68,7 +78,7 @@ def captions(config: Config, made: Iterable[Preview]) -> list[Caption]:
 
 def media_readers(plugins: Iterable[Plugin[Any]]) -> dict[str, MediaReader]:
     """Readers by what they give: the core's for pictures, and those that plugins bring."""
-    readers: dict[str, MediaReader] = {REFERENCE: read_image}
+    readers: dict[str, MediaReader] = {REFERENCE: MediaReader(read_image, probe)}
     for plugin in plugins:
         with blamed_on(plugin.name, "media_readers"):
             readers.update(plugin.media_readers())
@@ -98,12 +108,12 @@ def complaints(config: Config, family: Family, plugins: Sequence[Plugin[Any]]) -
     if config.prompts and required:
         yield ("validation", "prompts"), f"{_lacks(family, required)}: write [[validation.samples]] instead of prompts, or dataset_samples"
     for number, sample in enumerate(table.samples):
-        place = ("validation", "samples", number)
+        place, told = ("validation", "samples", number), f"number {number + 1}, {sample.name!r}"
         lacks = [what for what in required if what not in sample.given]
         if lacks:
-            yield place, f"{_lacks(family, lacks)}: add {' and '.join(f'{what} = FILE' for what in lacks)}"
+            yield place, f"{told}: {_lacks(family, lacks)}: add {' and '.join(f'{what} = FILE' for what in lacks)}"
         for what, file in sample.given.items():
-            yield from (((*place, what), sentence) for sentence in _wrongly_given(what, file, family, readers))
+            yield from (((*place, what), f"{told}: {sentence}") for sentence in _wrongly_given(what, file, family, readers))
     if table.num_frames is not None and family.round_frames(table.num_frames) != table.num_frames:
         rounded = family.round_frames(table.num_frames)
         yield ("validation", "num_frames"), f"num_frames = {table.num_frames}: {family.name} makes no such number of frames; use {rounded}"
@@ -113,7 +123,7 @@ def _lacks(family: Family, lacks: Iterable[str]) -> str:
     return f"{family.name} makes a sample of {' and '.join(MADE_FROM[what] for what in lacks)} beside the prompt"
 
 
-def _wrongly_given(what: str, file: Path, family: Family, readers: Collection[str]) -> Iterator[str]:
+def _wrongly_given(what: str, file: Path, family: Family, readers: Mapping[str, MediaReader]) -> Iterator[str]:
     if what not in family.takes:
         takes = ", ".join(family.takes) or "nothing"
         yield f"{family.name} takes no {what} beside a prompt; it takes {takes}; take this out"
@@ -121,13 +131,14 @@ def _wrongly_given(what: str, file: Path, family: Family, readers: Collection[st
         yield f"no active plugin reads {MADE_FROM[what]} from a file; switch one on that does, by its table (`tune plugins` lists them)"
     elif not file.is_file():
         yield f"there is no file {str(file)!r}; paths start at the config file"
+    else:
+        try:
+            readers[what].probe(file)
+        except Unreadable as error:
+            yield f"{what} = {str(file)!r} cannot be used as {MADE_FROM[what]}: {error.reason}; give another file"
 
 
-def _read(reader: MediaReader, file: Path, wanted: Wanted) -> Tensor:
-    return reader(file, wanted)
-
-
-def _of_dataset(dataset: Dataset, sample: Sample, family: Family) -> dict[str, Callable[[Wanted], Tensor]]:
+def _of_dataset(dataset: Dataset, sample: Sample, family: Family) -> dict[str, Given]:
     """What is given with a sample of a dataset as it is in training, as far as the family takes it and the dataset has it.
 
     Its own first frame stands in for a reference picture where the family must have one, or is trained with it given.
@@ -136,7 +147,7 @@ def _of_dataset(dataset: Dataset, sample: Sample, family: Family) -> dict[str, C
     beside, first = dataset.gives(REFERENCE), family.takes.get(REFERENCE) or dataset.table.gives_first_frame
     needs = {REFERENCE: REFERENCE if beside else PIXELS if first else None, AUDIO: AUDIO, CONTROL: CONTROL}
     return {
-        what: partial(_load, dataset, source, need)
+        what: Given(next(iter(dataset.files(source, need)), source.file), partial(_load, dataset, source, need))
         for what, need in needs.items()
         if need is not None and what in family.takes and dataset.gives(need)
     }

@@ -71,10 +71,11 @@ def sampled(run: Run, decoder: Model, pipeline: Any, preview: Preview, request: 
     sound = run.family.sound
     rate, channels = (sound.sample_rate, sound.channels) if sound is not None else (16_000, 1)
     shape = Wanted(request.width, request.height, request.fps, rate, channels)
-    given = {what: read(shape).to(run.device) for what, read in preview.given.items()}
+    given = {what: one.read(shape).to(run.device) for what, one in preview.given.items()}
     with run.autocast():
         media = decoder.sample(pipeline, replace(request, given=given))
-    return replace(media, recipe={**media.recipe, **_provenance(run, request)})
+    files = {"given_files": {what: str(one.file) for what, one in preview.given.items()}} if preview.given else {}
+    return replace(media, recipe={**media.recipe, **files, **_provenance(run, request)})
 
 
 @contextmanager

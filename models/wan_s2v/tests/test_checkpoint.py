@@ -111,6 +111,37 @@ def test_missing_and_unknown_tensors_are_named(shards: bool, tmp_path: Path) -> 
     assert str(folder) in message
 
 
+@pytest.mark.parametrize("shards", [False, True], ids=["one file", "shards"])
+@pytest.mark.parametrize("naming", ["published", "other"])
+def test_tensors_of_another_shape_are_named_with_what_was_found_and_wanted(naming: str, shards: bool, tmp_path: Path) -> None:
+    folder = save(network("a"), tmp_path, shards)
+    wide = f"{ENCODER}.weights"
+
+    def spoil(held: dict[str, Tensor]) -> None:
+        for name in {"blocks.1.attn2.norm_q.weight", wide} & held.keys():
+            held[name] = held[name].repeat_interleave(2, dim=-1)
+        if naming == "other":
+            rename(held)
+
+    rewrite(folder, spoil)
+    with pytest.raises(InputError) as raised:
+        WanS2VTransformer3DModel.from_pretrained(folder)
+    message = str(raised.value)
+    shapes = {name: list(group("a", "sd")[name].shape) for name in ("blocks.1.attn2.norm_q.weight", wide)}
+    assert "has 2 tensors (" in message
+    for name, shape in shapes.items():
+        assert f"{name}: {[*shape[:-1], 2 * shape[-1]]} instead of {shape}" in message
+    assert "lacks" not in message
+
+
+def test_a_shard_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    folder = save(network("a"), tmp_path, shards=True)
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(InputError, match=rf"{shard.name} cannot be read: .*copy or download it anew"):
+        WanS2VTransformer3DModel.from_pretrained(folder)
+
+
 def test_the_number_of_layers_heard_may_be_absent_from_the_configuration(tmp_path: Path) -> None:
     model = network("b")  # 25 layers, as the published checkpoint has
     config = json.loads((save(model, tmp_path) / "config.json").read_text())

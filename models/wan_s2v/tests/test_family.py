@@ -122,6 +122,25 @@ def test_an_encoder_from_elsewhere_that_does_not_fit_is_refused(
         plugin(twin, **{part: str(folder)}).family()
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "complaint"),
+    [
+        ("audio_encoder", {"hidden_size": 768}, "makes 768 channels.*takes 16"),
+        ("audio_encoder", {"num_hidden_layers": 12}, "makes 13 hidden states.*weighs 4"),
+        ("text_encoder", {"model_type": "t5"}, "text encoder of type 't5'.*needs umt5"),
+    ],
+)
+def test_an_encoder_of_the_checkpoints_own_folder_that_does_not_fit_is_refused(
+    twin: Path, tmp_path: Path, part: str, change: dict[str, object], complaint: str
+) -> None:
+    folder = bare(twin, tmp_path / "other")
+    edit(folder / part / "config.json", **change)
+    with pytest.raises(InputError, match=complaint):
+        plugin(folder).family()
+    shutil.rmtree(folder / part)
+    assert part not in plugin(folder).family().configs  # what is not there is missed when it is loaded
+
+
 @pytest.mark.parametrize("alone", [False, True], ids=["in a pipeline", "by itself"])
 def test_the_audio_encoder_may_come_from_elsewhere_with_its_extractor(twin: Path, tmp_path: Path, make_run: Any, alone: bool) -> None:
     folder = tmp_path / "speech"
@@ -162,6 +181,18 @@ def test_what_validation_cannot_sample_is_told_beforehand(twin: Path) -> None:
     assert "use 5 or more" in found["validation", "num_frames"]
 
 
+def test_sizes_in_which_no_second_clip_could_be_made_are_told_beforehand(twin: Path) -> None:
+    found = complaints(twin, resolutions=("64x64", "96x48", "32x96", "32x32"))
+    assert {place[-1]: message.rsplit(" ", 1)[-1] for place, message in found.items()} == {1: "96x64", 2: "64x96", 3: "64x64"}
+    assert "packs into tokens of up to 64 pixels along an edge" in found["validation", "resolutions", 1]
+
+
+def test_a_first_frame_that_is_given_is_refused_with_what_is_true_of_this_family(twin: Path) -> None:
+    family = plugin(twin).family()
+    assert not family.image_to_video
+    assert "is given in any case" in family.image_to_video_reason
+
+
 @pytest.mark.parametrize("name", [None, "unipc", "euler", "beta", "FlowMatchEulerDiscreteScheduler"])
 def test_schedulers_of_the_family_are_known_by_name(twin: Path, name: str | None) -> None:
     assert complaints(twin, scheduler=name, num_frames=5) == {}
@@ -191,3 +222,14 @@ def test_the_twin_has_every_part_and_is_small(pipe: WanSpeechToVideoPipeline) ->
     assert config.enable_framepack
     assert config.num_weighted_avg_layers == pipe.audio_encoder.config.num_hidden_layers + 1
     assert all(weight.any() for weight in pipe.transformer.parameters())
+
+
+def test_what_is_kept_of_a_sample_is_latents_reference_sound_and_motion_where_it_is_all_there() -> None:
+    single, sound = 16 * 60 * 104, 25 * 1024 * 4  # one latent at 480p, and the layers of speech of one
+    assert published().cached_values(81, 480, 832) == 21 * single + 20 * sound
+    assert published().cached_values(1, 480, 832) == 2 * single + sound
+    going_on = published(motion=0.3)
+    assert going_on.cached_values(81, 480, 832, before=72) == (21 + 19) * single + 20 * sound
+    assert going_on.cached_values(81, 480, 832, before=71) == published().cached_values(81, 480, 832, before=72)
+    assert going_on.cached_values(1, 480, 832, before=72) == published().cached_values(1, 480, 832)
+    assert going_on.cached_values(81, 48, 832, before=72) == published().cached_values(81, 48, 832)

@@ -77,6 +77,35 @@ def test_a_clip_whose_only_frame_would_be_given_is_no_sample() -> None:
     assert lengths(every.pieces(clip(1.125, 16), "a")) == [(0.0, 17)]
 
 
+@pytest.mark.parametrize("settings", [{"num_frames": 4}, {"num_frames": 1}, {"num_frames": 17, "min_frames": 2}])
+def test_a_single_frame_is_no_sample_where_sound_is_needed(settings: dict[str, Any]) -> None:
+    made = kind(NEEDS_SOUND, **settings)
+    error = unfit(made, clip(4 / 16, 16, sound=1.0))
+    assert error.station == "timed"
+    assert error.reason == "facts hears nothing in a single frame; num_frames, and the clip, must have 5 or more"
+    assert error.detail == "(16 fps, 0.25 s: 4 frames at 16 fps)"
+    if made.num_frames == 1:
+        assert unfit(made, clip(2.0, 24, sound=2.0)).detail == "(24 fps, 2 s: 32 frames at 16 fps; num_frames = 29 would keep it)"
+    every = kind(NEEDS_SOUND, num_frames=17, min_frames=1, window="every")
+    assert lengths(every.pieces(clip(20 / 16, 16, sound=2.0), "a")) == [(0.0, 17)]
+
+
+def test_clips_that_become_still_pictures_are_told_where_they_may() -> None:
+    probes = {"a": clip(1.0), "b": clip(4 / 16, 16), "c": clip(1 / 16, 16)}
+    for asked in (1, 4):
+        told = kind(num_frames=asked).remarks(probes)
+        assert told[-1] == "clips become still pictures; num_frames = 5 would keep them clips"
+    [some] = kind(num_frames=17, min_frames=1).remarks(probes)
+    assert some == "1 of 3 clips become still pictures (b); min_frames = 5 would leave them out"
+    assert kind(num_frames=17, min_frames=5).remarks({"a": clip(1.0)}) == []
+
+
+def test_another_rate_than_the_familys_is_told() -> None:
+    [told] = kind(fps=24).remarks({"a": clip()})
+    assert told == "fps = 24: facts makes clips of 16 frames a second, in which what was learnt at another rate moves faster or slower"
+    assert kind(fps=16).remarks({"a": clip()}) == []
+
+
 def test_drawn_windows_lie_within_the_clip_and_depend_on_the_generator_alone() -> None:
     made = kind(num_frames=17, window="random")
     assert made.draws

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from tunesmith import Clip, Media, NoSettings, Source, Unreadable, Wanted
+from tunesmith import Clip, Media, MediaReader, NoSettings, Source, Unreadable, Wanted
 from tunesmith_video import Video, VideoKind, VideoTable, reading
-from tunesmith_video.reading import read_audio, read_control
+from tunesmith_video.reading import probe_audio, probe_control, read_audio, read_control
 from tunesmith_video.writing import write_clip
 
 from .films import SIZE, Facts, film, lag_of, numbers, recording, source, swept
@@ -24,7 +24,8 @@ def wanted(size: tuple[int, int] = SIZE, fps: float = 16, rate: int = 48_000, ch
 
 def test_the_plugin_reads_sound_and_films_and_writes_clips() -> None:
     plugin = Video("video", NoSettings())
-    assert plugin.media_readers() == {"audio": read_audio, "control": read_control}
+    readers = {"audio": MediaReader(read_audio, probe_audio), "control": MediaReader(read_control, probe_control)}
+    assert plugin.media_readers() == readers
     assert plugin.media_writers() == {"clip": write_clip}
 
 
@@ -92,6 +93,8 @@ def test_files_without_sound_are_named_with_the_reason(tmp_path: Path) -> None:
     ):
         with pytest.raises(Unreadable, match=told):
             read_audio(file, wanted())
+        with pytest.raises(Unreadable, match=told):
+            probe_audio(file)
 
 
 @pytest.mark.parametrize("source_fps", [8, 16, 24, 25, 48])
@@ -126,8 +129,10 @@ def test_a_film_that_guides_just_covers_the_size_and_is_cut_from_the_middle(
 
 
 def test_films_that_cannot_guide_are_named_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Unreadable, match=r"a\.wav: it has no moving pictures"):
-        read_control(recording(tmp_path / "a.wav", swept(0.5)), wanted())
+    heard = recording(tmp_path / "a.wav", swept(0.5))
+    for look in (probe_control, lambda file: read_control(file, wanted())):
+        with pytest.raises(Unreadable, match=r"a\.wav: it has no moving pictures"):
+            look(heard)
     file = film(tmp_path / "long.mp4", 32)
     monkeypatch.setattr(reading, "MOST_VALUES", 31 * 3 * SIZE[0] * SIZE[1])
     with pytest.raises(Unreadable, match=r"long\.mp4: it has 32 frames at 16 fps; 31 of 128x64 are read at most: shorten it"):

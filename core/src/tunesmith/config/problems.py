@@ -89,4 +89,6 @@ def heading(key: Key) -> str:
         return ""
     if key[0] == "datasets":
         return "[[datasets]]"
+    if key[:2] == ("validation", "samples") and len(key) > 2:
+        return "[[validation.samples]]"
     return f"[{'.'.join(map(bare, key[: 2 if key[0] == 'plugins' else 1]))}]"

@@ -35,7 +35,8 @@ def read_prompts(table: ValidationTable, findings: Findings) -> dict[str, str]:
         prompts[name] = prompt
     for number, sample in enumerate(table.samples):
         if sample.name.lower() in taken:
-            findings.add(("validation", "samples", number, "name"), f"name {sample.name!r} is there twice; case does not count")
+            twice = f"number {number + 1}: name {sample.name!r} is there twice; case does not count"
+            findings.add(("validation", "samples", number, "name"), twice)
         taken.setdefault(sample.name.lower(), sample.name)
     return prompts
 

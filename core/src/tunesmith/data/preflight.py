@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -27,7 +28,8 @@ class BucketFacts:
 
     `batches` is 0 where the samples, each as often as it repeats, are too few for one; `left_over` draws are not in an
     epoch's batches, each epoch others. `seconds` is what a clip or a sound lasts, 0 for pictures. Sound alone has a size of 0
-    and counts its own samples as frames. `cache_bytes` are those of the latents, 0 for a bucket without batches.
+    and counts its own samples as frames. `cache_bytes` are those of the latents and of what the family keeps beside them, 0 for
+    a bucket without batches.
     """
 
     width: int
@@ -86,7 +88,7 @@ class CompanionFacts:
 class DatasetFacts:
     """One dataset before a run.
 
-    `share` is the expected part of all batches; `cache_bytes` are those of all its latents; `stations` are those of the
+    `share` is the expected part of all batches; `cache_bytes` are those of all its buckets; `stations` are those of the
     funnel at which something of this dataset can be lost.
     """
 
@@ -185,9 +187,18 @@ def _buckets(dataset: Dataset, family: Family, values: int) -> Iterator[BucketFa
         width, height, frames = bucket
         batches = dataset.batches_of(count) if bucket in dataset.buckets else 0
         left = max(0, count * dataset.table.repeats - batches * dataset.batch_size)
-        each = FLOAT_BYTES * values * math.prod(family.latent_shape(frames, height, width)) if batches else 0
+        kept = FLOAT_BYTES * _values(dataset, family, bucket, values) if batches else 0
         seconds = frames / rates[bucket] if rates[bucket] else 0.0
-        yield BucketFacts(width, height, frames, seconds, count, batches, left, count * dataset.variants * each)
+        yield BucketFacts(width, height, frames, seconds, count, batches, left, dataset.variants * kept)
+
+
+def _values(dataset: Dataset, family: Family, bucket: Bucket, values: int) -> int:
+    """How many values are cached of a bucket's samples; a window that is drawn counts as in the middle of where it may lie."""
+    width, height, frames = bucket
+    spreads = (values - 1) * math.prod(family.latent_shape(frames, height, width))
+    pieces = (sample.piece for sample in dataset.samples if sample.bucket == bucket)
+    befores = Counter(round((piece.start + piece.room / 2) * piece.fps) if family.history else 0 for piece in pieces)
+    return sum(count * (family.cached_values(frames, height, width, before) + spreads) for before, count in befores.items())
 
 
 def _retiming(samples: Sequence[Sample]) -> Iterator[Retiming]:

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -174,9 +175,9 @@ class PipelineFamily(Family, Generic[P]):
             )
 
     def _read(self) -> Mapping[str, Mapping[str, Any]]:
-        """What the files say: of the denoiser, the scheduler, every part of diffusers, and parts from elsewhere."""
+        """What the files say: of the denoiser, the scheduler, every part of diffusers, and of others that are here or from elsewhere."""
         described = [self.denoiser_part, SCHEDULER, *(part for part, kind in self.encoder_types.items() if issubclass(kind, ConfigMixin))]
-        others = [part for part in self.encoder_types if part not in described and self.place(part).alone]
+        others = [part for part in self.encoder_types if part not in described and (self.place(part).alone or self._is_here(part))]
         try:
             found = {part: self._stated(part) for part in described}
         except UnreachableError:
@@ -187,6 +188,10 @@ class PipelineFamily(Family, Generic[P]):
                 raise
             found, self.known_by_heart = {part: dict(known.get(part, {})) for part in described}, True
         return {**found, **{part: self._stated(part) for part in others}}
+
+    def _is_here(self, part: str) -> bool:
+        origin = self.place(part).origin
+        return origin.is_local and (Path(origin.where) / part / "config.json").is_file()
 
     def _stated(self, part: str) -> dict[str, Any]:
         place, file = self.place(part), f"{SCHEDULER}_config.json" if part == SCHEDULER else "config.json"

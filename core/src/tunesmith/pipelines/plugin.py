@@ -13,7 +13,7 @@ from ..batch import Batch, Field
 from ..config import Config
 from ..data.given import REFERENCE
 from ..errors import InputError
-from ..family import Family, FamilyPlugin
+from ..family import Family, FamilyPlugin, Modality
 from ..hooks import hookimpl
 from ..hub import Component, fetch_tokenizer, fetch_weights, load_frozen
 from ..model import Model
@@ -22,6 +22,9 @@ from ..run import Run
 from .family import P, PipelineFamily
 from .model import LATENTS, LATENTS_STD, PROMPT_EMBEDS, PipelineModel
 from .settings import DTYPES
+
+CLASS_FACTS = ("name", "modality", "adapter_targets", "pipeline_type", "denoiser_type", "encoder_types")
+"""What the class of a family says, without which none can be made."""
 
 
 class PipelinePlugin(FamilyPlugin[P]):
@@ -43,9 +46,13 @@ class PipelinePlugin(FamilyPlugin[P]):
         self._family: PipelineFamily[Any] | None = None
 
     def family(self) -> PipelineFamily[Any]:
-        """The facts about the checkpoint; InputError if its configuration cannot be read."""
+        """The facts about the checkpoint; InputError if its configuration cannot be read, TypeError if the classes leave out facts."""
         if self._family is None:
-            self._family = self.family_type(self.settings)
+            _require(type(self), "family_type", "model_type")
+            _require(self.family_type, *CLASS_FACTS)
+            family = self.family_type(self.settings)
+            _require_facts(family)
+            self._family = family
         return self._family
 
     def check(self, config: Config, family: Family) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -126,3 +133,20 @@ class PipelinePlugin(FamilyPlugin[P]):
     def fingerprint(self, run: Run, part: str) -> str:
         """What values made by an encoder depend on: its files and its precision."""
         return f"{run.fingerprint(*self.component(part).files)} {self.settings.dtypes(run.device)[part]}"
+
+
+def _require(kind: type[Any], *names: str) -> None:
+    lacking = [name for name in names if not hasattr(kind, name)]
+    if lacking:
+        raise TypeError(f"the class {kind.__name__} does not set {', '.join(lacking)}; write `{lacking[0]} = ...` in its body")
+
+
+def _require_facts(family: PipelineFamily[Any]) -> None:
+    """TypeError with what to write where a family that was made does not know all that it is asked."""
+    name = type(family).__name__
+    if not hasattr(family, "scale"):
+        raise TypeError(f"{name} does not say what its latents stand for; call self.set_geometry(channels, scale, ...) in its __init__")
+    if not hasattr(family, "defaults"):
+        raise TypeError(f"{name} has no defaults; set self.defaults = FamilyDefaults(...) in its __init__")
+    if family.modality is Modality.VIDEO and family.makes == "image":
+        raise TypeError(f'{name} generates clips, and makes = "image" says that its samples are pictures; write makes = "clip" in its body')

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from tunesmith import InputError
+
+Shape: TypeAlias = tuple[int, ...]
 
 _ENCODER = "condition_embedder.causal_audio_encoder"
 RENAMED: Mapping[str, str] = {
@@ -53,14 +56,28 @@ def renaming_files(files: Sequence[str | Path]) -> list[str | Path | dict[str, T
     return found
 
 
-def check_names(expected: Iterable[str], found: Iterable[str], source: str) -> None:
-    """InputError, naming the tensors, unless a checkpoint has exactly those that the network has."""
-    expected, found = set(expected), set(found)
+def shapes_of(parts: Iterable[str | Path | Mapping[str, Tensor]]) -> dict[str, Shape]:
+    """The shapes of the tensors of files or state dicts, by name, without reading the tensors."""
+    shapes: dict[str, Shape] = {}
+    for part in parts:
+        if isinstance(part, Mapping):
+            shapes |= {name: tuple(tensor.shape) for name, tensor in part.items()}
+        else:
+            with _opened(part) as tensors:
+                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return shapes
+
+
+def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Shape], source: str) -> None:
+    """InputError, naming the tensors, unless a checkpoint has exactly those that the network has, by name and shape."""
     problems = []
-    if missing := sorted(expected - found):
+    if missing := sorted(expected.keys() - found.keys()):
         problems.append(f"lacks {_listed(missing)}")
-    if unknown := sorted(found - expected):
+    if unknown := sorted(found.keys() - expected.keys()):
         problems.append(f"has {_listed(unknown)}, which its config.json does not provide for")
+    wanted = {name: tuple(expected[name].shape) for name in sorted(expected.keys() & found.keys())}
+    if others := [f"{name}: {list(found[name])} instead of {list(shape)}" for name, shape in wanted.items() if found[name] != shape]:
+        problems.append(f"has {_listed(others)} of another shape")
     if problems:
         raise InputError(
             f"{source} is no checkpoint of WanS2VTransformer3DModel as its config.json describes it: it {' and '.join(problems)}; "
@@ -71,8 +88,18 @@ def check_names(expected: Iterable[str], found: Iterable[str], source: str) -> N
 def _uses_other_names(file: str | Path) -> bool:
     if Path(file).suffix != ".safetensors":
         raise InputError(f"{file} is no safetensors file; a checkpoint in several files must be in that format")
-    with safe_open(file, framework="pt") as opened:
-        return not RENAMED.keys().isdisjoint(opened.keys())
+    with _opened(file) as tensors:
+        return not RENAMED.keys().isdisjoint(tensors.keys())
+
+
+@contextmanager
+def _opened(file: str | Path) -> Iterator[Any]:
+    """A safetensors file; InputError if it is damaged."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise InputError(f"{file} cannot be read: {error}; it is damaged or not all there: copy or download it anew") from None
 
 
 def _listed(names: Sequence[str]) -> str:

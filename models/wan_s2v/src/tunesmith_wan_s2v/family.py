@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -12,8 +13,8 @@ from transformers import UMT5EncoderModel, Wav2Vec2ForCTC
 
 from tunesmith import FamilyDefaults, InputError, Modality, PipelineFamily, Sound
 
-from .clips import FRAMES_PER_LATENT
-from .fields import HISTORY_FRAMES
+from .clips import FRAMES_PER_LATENT, MOTION_FRAMES, latent_frames
+from .fields import HISTORY_FRAMES, PACKED_EDGE
 from .pipeline import FPS, FRAMES_PER_CLIP, GUIDANCE, STEPS, WanSpeechToVideoPipeline
 from .prompts import MAX_TOKENS, clean
 from .schedules import SHIFT, make_schedule
@@ -48,6 +49,7 @@ class WanS2VFamily(PipelineFamily[WanS2VSettings]):
     makes = "clip"
     takes = MappingProxyType({"reference": True, "audio": True, "control": False})
     sound = Sound(SAMPLE_RATE, 1, required=True)
+    image_to_video_reason = "the first frame of a clip, or the picture of a reference dataset, is given in any case"
     caption_tokens = prompt_length = MAX_TOKENS
     prompt_recipe = str(MAX_TOKENS)
 
@@ -75,6 +77,26 @@ class WanS2VFamily(PipelineFamily[WanS2VSettings]):
     def frame_spans(self, frames: int) -> tuple[range, ...]:
         """Each latent stands for four frames behind the first, which is the reference; that of a picture for the picture."""
         return (range(1),) if frames == 1 else super().frame_spans(frames)[1:]
+
+    def cached_values(self, frames: int, height: int, width: int, before: int = 0) -> int:
+        """Latents, the reference, the sound, and with `motion` the latents before a clip where all its frames are there; no poses."""
+        latents = self.latent_shape(frames, height, width)
+        transformer = self.configs["transformer"]
+        sound = transformer["num_weighted_avg_layers"] * transformer["audio_dim"] * latents[1] * FRAMES_PER_LATENT
+        has_motion = frames > 1 and self.history and before >= self.history and min(height, width) >= PACKED_EDGE
+        single = math.prod(latents) // latents[1]
+        values: int = single * (latents[1] + 1 + (latent_frames(MOTION_FRAMES) if has_motion else 0)) + sound
+        return values
+
+    def require_size(self, width: int, height: int) -> None:
+        """InputError if the pipeline cannot sample at this size, or cannot go on from one clip to the next."""
+        super().require_size(width, height)
+        if min(width, height) < PACKED_EDGE:
+            near = f"{max(width, PACKED_EDGE)}x{max(height, PACKED_EDGE)}"
+            raise InputError(
+                f"a validation size of {width}x{height} cannot be sampled: {self.name} goes on from the frames before a clip, "
+                f"which it packs into tokens of up to {PACKED_EDGE} pixels along an edge; use {near}"
+            )
 
     def as_read(self, caption: str) -> str:
         """The caption as the pipeline cleans it."""

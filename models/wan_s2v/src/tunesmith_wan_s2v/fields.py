@@ -17,7 +17,13 @@ from .sound import SAMPLE_RATE, silence, window_features
 REFERENCE_LATENTS = "reference_latents"
 """[C, 1, h, w]: the first frame, or the reference picture beside the sample, encoded alone."""
 AUDIO_EMBEDS = "audio_embeds"
-"""[layers, width, 4n]: what is heard during frames 1 to 4n; zeros for a picture."""
+"""[layers, width, 4n]: what is heard during frames 1 to 4n.
+
+Silence is zeros, as the pipeline has it past the end of a sound: behind the last sample of the window that is not exactly
+zero, which is where its sound is cut off before it is encoded, and everywhere for a picture and for a window of zeros alone.
+"""
+AUDIO_RECIPE = "sound-2"
+"""Names how a waveform becomes features, and changes with it."""
 MOTION_LATENTS = "motion_latents"
 """Ragged [19 or 0, C, h, w]: the 73 frames that end with the first of the clip; none where they are not all there."""
 CONTROL_LATENTS = "control_latents"
@@ -60,7 +66,10 @@ def encode_control(vae: Any, batch: Batch) -> Ragged:
 
 
 def encode_audio(encoder: Any, processor: Any, batch: Batch) -> Tensor:
-    """What is heard while each latent of a batch lasts, fp32 [B, layers, width, 4n], from the sound of the same frames."""
+    """What is heard while each latent of a batch lasts, fp32 [B, layers, width, 4n], from the sound of the same frames.
+
+    Zeros at the end of the sound of a window are cut off before it is encoded, and there is nothing behind them.
+    """
     rows = [_heard(encoder, processor, source, sound) for source, sound in zip(batch.sources, batch.inputs[AUDIO], strict=True)]
     return torch.stack(rows)
 

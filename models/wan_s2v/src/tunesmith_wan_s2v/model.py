@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith import Batch, FieldValue, Media, PipelineModel, SampleRequest, TrunkModule
+from tunesmith import AUDIO, Batch, FieldValue, Media, PipelineModel, SampleRequest, TrunkModule
 
 from . import vae as autoencoder
 from .clips import MOTION_FRAMES, WARM_UP_FRAMES, latent_frames
@@ -113,8 +113,9 @@ class WanS2VModel(PipelineModel):
     def sample(self, pipeline: WanSpeechToVideoPipeline, request: SampleRequest) -> Media:
         """Film the reference with the sound, clip after clip for as long as it lasts; InputError for what cannot be had.
 
-        Each clip has one frame less than the request. The first three frames of the film are thrown away, as the pipeline
-        has it; so is the sound of their time, so that the rest is heard with the frames that were made of it.
+        Without sound, or with one of zeros alone, it is one clip in silence. Each clip has one frame less than the request.
+        The first three frames of the film are thrown away, as the pipeline has it; so is the sound of their time, so that
+        the rest is heard with the frames that were made of it.
         """
         self.family.require_size(request.width, request.height)
         pipeline.scheduler = self.family.scheduler(request.scheduler)
@@ -128,8 +129,10 @@ class WanS2VModel(PipelineModel):
             return_dict=False,
             **self.sampling_arguments(request, pipeline.device),
         )  # [F, 3, H, W] in [0, 1]
-        heard = request.given["audio"][:, round(WARM_UP_FRAMES / request.fps * SAMPLE_RATE) :].cpu()
-        clip = replace(self.content(film.movedim(1, 0) * 2 - 1, request), audio=heard, sample_rate=SAMPLE_RATE)
+        clip = self.content(film.movedim(1, 0) * 2 - 1, request)
+        heard = sound_of(request)[:, round(WARM_UP_FRAMES / request.fps * SAMPLE_RATE) :].cpu()
+        if heard.numel():
+            clip = replace(clip, audio=heard, sample_rate=SAMPLE_RATE)
         return Media(self.family.makes, request.name, clip, self.recipe(pipeline, request))
 
     def trunk(self) -> Sequence[TrunkModule]:
@@ -157,7 +160,7 @@ class WanS2VModel(PipelineModel):
 
     def sampling_arguments(self, request: SampleRequest, device: torch.device) -> dict[str, Any]:
         """Reference, sound, prompts and poses, and into how many clips they make the film."""
-        sound, control = request.given["audio"], request.given.get("control")
+        sound, control = sound_of(request), request.given.get("control")
         length = {"num_frames_per_chunk": request.frames - 1, "num_chunks": num_clips(sound.shape[-1], request), "fps": request.fps}
         return {
             **length,
@@ -170,7 +173,7 @@ class WanS2VModel(PipelineModel):
 
     def recipe(self, pipeline: Any, request: SampleRequest) -> dict[str, Any]:
         """How many clips were made, and where in its sound the film begins."""
-        clips = num_clips(request.given["audio"].shape[-1], request)
+        clips = num_clips(sound_of(request).shape[-1], request)
         begins = WARM_UP_FRAMES / request.fps
         return {**super().recipe(pipeline, request), "given": sorted(request.given), "clips": clips, "sound_begins_at": begins}
 
@@ -180,6 +183,12 @@ _OF_PIXELS: Mapping[str, Callable[[Any, Batch], FieldValue]] = {
     MOTION_LATENTS: encode_motion,
     CONTROL_LATENTS: encode_control,
 }
+
+
+def sound_of(request: SampleRequest) -> Tensor:
+    """The sound that a film is made with, [channels, samples]; no samples where none is given, or nothing but zeros."""
+    sound = request.given.get(AUDIO)
+    return torch.zeros((1, 0)) if sound is None or not bool(sound.any()) else sound
 
 
 def num_clips(samples: int, request: SampleRequest) -> int:

@@ -42,7 +42,7 @@ from .inputs import Pictures, Videos, picture_pixels, picture_size, video_pixels
 from .prompts import MAX_TOKENS, NEGATIVE_PROMPT, encode_texts
 from .scene import Conditions, Sampling, Scene, Shooting, repeated
 from .sizes import output_size
-from .sound import SAMPLE_RATE, hidden_states, num_clips, pick_frames, resample
+from .sound import SAMPLE_RATE, hidden_states, num_clips, num_steps, pick_frames, resample
 
 FPS = 16
 FRAMES_PER_CLIP = 80
@@ -142,7 +142,8 @@ class WanSpeechToVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):  # type: 
         """What the network hears: fp32 [B, layers, width, clips * num_frames_per_chunk] of one or several sounds.
 
         A sound is [samples] or [channels, samples]; several are a sequence, or have one dimension more. There are as
-        many clips as the longest fills unless `num_chunks` says otherwise; zeros stand past the end of each. Raises
+        many clips as the longest fills unless `num_chunks` says otherwise; zeros stand past the end of each, which is where
+        it falls silent for good (exact zeros), and everywhere for one that is silent all through. Raises
         InputError as `sound.hidden_states` does.
         """
         if self.audio_encoder is None or self.audio_processor is None:
@@ -151,8 +152,10 @@ class WanSpeechToVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):  # type: 
         steps = [
             resample(hidden_states(self.audio_encoder, self.audio_processor, torch.as_tensor(sound), sampling_rate)) for sound in sounds
         ]  # [layers, T30, width] each
-        clips = num_chunks or max(num_clips(step.shape[1], num_frames_per_chunk, fps) for step in steps)
-        return torch.stack([pick_frames(step, clips * num_frames_per_chunk, fps) for step in steps])
+        if num_chunks is None:
+            lengths = [num_steps(self.audio_encoder.config, torch.as_tensor(sound).shape[-1]) for sound in sounds]
+            num_chunks = max(num_clips(length, num_frames_per_chunk, fps) for length in lengths)
+        return torch.stack([pick_frames(step, num_chunks * num_frames_per_chunk, fps) for step in steps])
 
     @torch.no_grad()
     def __call__(

@@ -32,7 +32,7 @@ from tunesmith import (
 )
 
 from .family import WanS2VFamily
-from .fields import AUDIO_EMBEDS, CONTROL, CONTROL_LATENTS, MOTION_LATENTS, REFERENCE, REFERENCE_LATENTS
+from .fields import AUDIO_EMBEDS, AUDIO_RECIPE, CONTROL, CONTROL_LATENTS, MOTION_LATENTS, REFERENCE, REFERENCE_LATENTS
 from .model import Choice, WanS2VModel
 from .settings import WanS2VSettings
 
@@ -55,7 +55,7 @@ class WanS2V(PipelinePlugin[WanS2VSettings]):
     def fields(self, run: Run) -> Sequence[Field]:
         """Latents, features of sound and embeddings of captions; encoder weights are downloaded here, so that they can be told apart."""
         by_vae = self.fingerprint(run, "vae")
-        by_ear = f"{self.fingerprint(run, 'audio_encoder')} {run.fingerprint(*self._audio_processor().files)}"
+        by_ear = f"{self.fingerprint(run, 'audio_encoder')} {run.fingerprint(*self._audio_processor().files)} {AUDIO_RECIPE}"
         fields = [
             *super().fields(run),
             Field(REFERENCE_LATENTS, by_vae, per_sample=True, needs=(PIXELS, REFERENCE), may_lack=(REFERENCE,)),

@@ -27,10 +27,11 @@ def hidden_states(encoder: Any, processor: Any, waveform: Tensor, sample_rate: i
 
     `encoder` is a `Wav2Vec2ForCTC` or `Wav2Vec2Model`, `processor` its feature extractor (or one with a tokenizer),
     which brings the waveform to mean 0 and variance 1. The waveform is [samples] or [channels, samples], 16,000 samples
-    a second; channels are averaged. One too short for a single hidden state gives none: T50 = 0. Raises InputError
-    for another rate or shape.
+    a second; channels are averaged. Zeros at its end are no sound and are cut off before anything else, so that they
+    count neither in the mean nor as a state. What is too short for a single hidden state gives none: T50 = 0. Raises
+    InputError for another rate or shape.
     """
-    samples = _mono(waveform, sample_rate)
+    samples = _until_silence(_mono(waveform, sample_rate))
     config = encoder.config
     device = get_module_execution_device(encoder)
     if not _num_states(config, len(samples)):
@@ -44,10 +45,15 @@ def hidden_states(encoder: Any, processor: Any, waveform: Tensor, sample_rate: i
 def resample(states: Tensor) -> Tensor:
     """Hidden states [layers, T50, width], 50 a second, as 30 a second: linear, first and last kept; [layers, T30, width]."""
     layers, count, width = states.shape
-    length = int(count / FEATURE_RATE * STEP_RATE)
+    length = _resampled(count)
     if not length:
         return states.new_zeros((layers, 0, width))
     return F.interpolate(states.transpose(1, 2), size=length, mode="linear", align_corners=True).transpose(1, 2)
+
+
+def num_steps(config: Any, samples: int) -> int:
+    """How many steps (30 a second) a sound of so many samples lasts, with whatever silence it ends in."""
+    return _resampled(_num_states(config, samples))
 
 
 def num_clips(num_steps: int, frames_per_clip: int, fps: float) -> int:
@@ -75,9 +81,9 @@ def pick_frames(steps: Tensor, num_frames: int, fps: float) -> Tensor:
 
 
 def window_features(encoder: Any, processor: Any, waveform: Tensor, num_frames: int, fps: float, sample_rate: int = SAMPLE_RATE) -> Tensor:
-    """What the network hears during a window of a clip: fp32 [layers, width, num_frames], zeros where the sound is shorter.
+    """What the network hears during a window of a clip: fp32 [layers, width, num_frames], zeros where the sound has ended.
 
-    The waveform is that of the window alone; otherwise as for `hidden_states`.
+    The waveform is that of the window alone; otherwise as for `hidden_states`, so one of zeros gives `silence`.
     """
     return pick_frames(resample(hidden_states(encoder, processor, waveform, sample_rate)), num_frames, fps)
 
@@ -100,6 +106,16 @@ def _mono(waveform: Tensor, sample_rate: int) -> Tensor:
         raise InputError(f"a sound of shape {tuple(waveform.shape)} came; it must be [samples] or [channels, samples]")
     samples = waveform.detach().to("cpu", torch.float32)
     return samples if samples.ndim == 1 else samples.mean(dim=0)
+
+
+def _until_silence(samples: Tensor) -> Tensor:
+    """The samples up to the last that is not zero."""
+    heard = samples.nonzero()
+    return samples[: int(heard[-1]) + 1 if len(heard) else 0]
+
+
+def _resampled(states: int) -> int:
+    return int(states / FEATURE_RATE * STEP_RATE)
 
 
 def _num_states(config: Any, samples: int) -> int:

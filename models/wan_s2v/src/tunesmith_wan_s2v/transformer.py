@@ -20,7 +20,7 @@ from tunesmith import InputError
 
 from .audio import STEPS_PER_FRAME, AudioInjector, VideoTokens
 from .block import WanS2VTransformerBlock
-from .checkpoint import accept_other_names, check_names, hub_names, renaming_files
+from .checkpoint import accept_other_names, check_tensors, hub_names, renaming_files, shapes_of
 from .conditions import ConditionEmbedder, FramePacker, Patch
 from .rotary import RotaryFactors, TokenBox, motion_box, reference_box, video_box
 
@@ -151,13 +151,14 @@ class WanS2VTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         """
         names = dict.fromkeys(loaded_keys)
         hub_names(names)
-        quantizer = options.get("hf_quantizer")
-        if quantizer is None or not quantizer.pre_quantized:
-            check_names(model.state_dict(), names, str(pretrained_model_name_or_path))
         if state_dict is None:
             resolved_model_file = renaming_files(resolved_model_file)
         else:
             hub_names(state_dict)
+        quantizer = options.get("hf_quantizer")
+        if quantizer is None or not quantizer.pre_quantized:
+            shapes = shapes_of(resolved_model_file if state_dict is None else [state_dict])
+            check_tensors(model.state_dict(), shapes, str(pretrained_model_name_or_path))
         return super()._load_pretrained_model(model, state_dict, resolved_model_file, pretrained_model_name_or_path, list(names), **options)
 
     def _tokens(self, noisy: Tensor, pose: Tensor, reference: Tensor, motion: Tensor | None, add_last_motion: int) -> Tokens:

@@ -39,6 +39,7 @@ from .tables import AudioTable, VideoTable
 SOUND, MASK, CONTROL = "sound", "mask", "control"
 SAMPLE_RATE, CHANNELS = 16_000, 1
 """Of sound for families that say nothing of it."""
+_MOST_TRIED = 1000
 PLACE = Target((0, 0), (0, 0), 1.0)
 """What sound has for a size."""
 
@@ -60,7 +61,8 @@ class VideoKind(PixelKind[VideoTable]):
         self.num_frames = max(1, family.round_frames(table.num_frames or family.defaults.frames))
         by_length = (table.frame_interval or 1) if table.buckets == "resolution_frames" else self.num_frames
         self.min_frames = min(table.min_frames or by_length, self.num_frames)
-        self.fewest = 2 if table.is_i2v else 1
+        self.needs_sound = family.sound is not None and family.sound.required
+        self.fewest = 2 if table.is_i2v or self.needs_sound else 1
         self.sample_rate, self.channels = _sound_of(family, table)
 
     @classmethod
@@ -83,8 +85,8 @@ class VideoKind(PixelKind[VideoTable]):
             raise Unfit("timed", f"longer than max_frames = {self.table.max_frames}", f"({self._timing(probe, there, seconds, ends)})")
         frames = self._frames(there)
         kept = self.family.round_frames(there)
-        if self.table.is_i2v and frames == 1 and there >= self.min_frames:
-            reason = "is_i2v gives the only frame, and nothing is left to train on"
+        if frames == 1 < self.fewest and there >= self.min_frames:
+            reason = "is_i2v gives the only frame, and nothing is left to train on" if self.table.is_i2v else self._needs_more()
             remedy = f"; num_frames = {kept} would keep it" if kept > 1 else ""
             raise Unfit("timed", reason, f"({self._timing(probe, there, seconds, ends)}{remedy})")
         if there < self.min_frames or frames < 1:
@@ -140,6 +142,12 @@ class VideoKind(PixelKind[VideoTable]):
         asked = self.table.num_frames
         if asked is not None and asked != self.num_frames:
             told.append(f"num_frames = {asked} becomes {self.num_frames}, the next lower number that {self.family.name} encodes")
+        told += self._stills(probes)
+        if self.fps != self.family.defaults.fps:
+            told.append(
+                f"fps = {self.fps:g}: {self.family.name} makes clips of {self.family.defaults.fps:g} frames a second, "
+                "in which what was learnt at another rate moves faster or slower"
+            )
         asks = self.table.auto_split or self.table.allow_silence or SOUND in self.beside
         if asks and self.family.sound is None:
             told.append(f"{self.family.name} is trained without sound: that of these clips is used only by plugins that ask for it")
@@ -152,12 +160,33 @@ class VideoKind(PixelKind[VideoTable]):
             told.append(f"{len(slow)} of {len(probes)} clips have fewer than {self.fps:g} frames a second; some are shown twice ({found})")
         return told
 
+    def _stills(self, probes: Mapping[str, Probe]) -> Iterator[str]:
+        """That clips become still pictures, and what keeps them clips."""
+        least = self._least()
+        if self.fewest > 1 or least is None:
+            return
+        if self.num_frames == 1:
+            yield f"clips become still pictures; num_frames = {least} would keep them clips"
+            return
+        single = [name for name, probe in probes.items() if 1 < window_frames(probe.seconds, probe.fps, self.fps) < least]
+        if single:
+            yield f"{len(single)} of {len(probes)} clips become still pictures ({single[0]}); min_frames = {least} would leave them out"
+
+    def _least(self) -> int | None:
+        """The smallest number of frames beyond one that the family encodes, if it does."""
+        return next((frames for frames in range(2, _MOST_TRIED) if self.family.round_frames(frames) == frames), None)
+
+    def _needs_more(self) -> str:
+        """Why a family that must have sound is trained on no single frame of a clip."""
+        least = self._least()
+        remedy = "" if least is None else f"; num_frames, and the clip, must have {least} or more"
+        return f"{self.family.name} hears nothing in a single frame{remedy}"
+
     def _heard_for(self, probe: Probe, name: str) -> float:
         """For how many seconds a clip can be used for its sound's sake; Unfit if it lacks what it must have."""
         files = self.beside.get(SOUND)
         file = None if files is None else files.get(os.path.splitext(name)[0])
-        required = self.family.sound is not None and self.family.sound.required
-        wanted = self.table.auto_split if self.table.auto_split is not None else required
+        wanted = self.table.auto_split if self.table.auto_split is not None else self.needs_sound
         if self.table.allow_silence or not (wanted or files is not None):
             return math.inf
         if file is None and not probe.sample_rate:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from tunesmith import Config, Family, KindPlugin, MediaReader, MediaWriter, NoSettings, Stage
 
 from .kinds import AudioKind, VideoKind
-from .reading import read_audio, read_control
+from .reading import probe_audio, probe_control, read_audio, read_control
 from .tables import AudioTable, VideoTable
 from .writing import write_clip
 
@@ -28,7 +28,7 @@ class Video(KindPlugin[NoSettings]):
 
     def media_readers(self) -> Mapping[str, MediaReader]:
         """Sound, of its own file or of a film, and films that guide."""
-        return {"audio": read_audio, "control": read_control}
+        return {"audio": MediaReader(read_audio, probe_audio), "control": MediaReader(read_control, probe_control)}
 
     def check(self, config: Config, family: Family) -> Iterator[Complaint]:
         """Clips for families that generate none, and sound that is not the family's."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from av.stream import Disposition
 from torch import Tensor
 
-from tunesmith import Unreadable, Wanted, Window, center_crop, covering
+from tunesmith import Probe, Unreadable, Wanted, Window, center_crop, covering
 
 from .clips import Limits, read_frames, window_frames
 from .containers import AUDIO_FORMATS, VIDEO_FORMATS, opened
@@ -22,17 +22,31 @@ LACKS = 0.1
 """Seconds of sound that may be missing at the end of what the header promises."""
 
 
+def probe_audio(file: Path) -> Probe:
+    """What the header tells of a file with sound; Unreadable if it is none, or has none that can be decoded."""
+    probe = (VideoKind if _is_film(file) else AudioKind).probe(file)
+    if probe.sound <= 0:
+        raise NoSound(file)
+    return probe
+
+
+def probe_control(file: Path) -> Probe:
+    """What the header tells of a film; Unreadable if it is none."""
+    if not _is_film(file):
+        raise Unreadable(file, "it has no moving pictures")
+    return VideoKind.probe(file)
+
+
 def read_audio(file: Path, wanted: Wanted) -> Tensor:
     """All sound of a file, [channels, samples] in [-1, 1] as wanted; that of a film from its first frame on.
 
     Unreadable if it has none, or none that can be decoded.
     """
-    film = _is_film(file)
-    seconds = (VideoKind if film else AudioKind).probe(file).sound
-    samples = round(seconds * wanted.sample_rate)
+    probe = probe_audio(file)
+    samples = round(probe.sound * wanted.sample_rate)
     if not samples:
         raise NoSound(file)
-    return read_sound(file, Part(0.0, samples, wanted.sample_rate, wanted.channels), of_clip=film, lacks=LACKS)
+    return read_sound(file, Part(0.0, samples, wanted.sample_rate, wanted.channels), of_clip=probe.width > 0, lacks=LACKS)
 
 
 def read_control(file: Path, wanted: Wanted) -> Tensor:
@@ -40,9 +54,7 @@ def read_control(file: Path, wanted: Wanted) -> Tensor:
 
     Unreadable if it cannot be decoded, or is too long to be kept.
     """
-    if not _is_film(file):
-        raise Unreadable(file, "it has no moving pictures")
-    probe = VideoKind.probe(file)
+    probe = probe_control(file)
     frames = window_frames(probe.seconds, probe.fps, wanted.fps)
     most = MOST_VALUES // (3 * wanted.width * wanted.height)
     if frames > most:
