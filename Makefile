@@ -13,6 +13,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_OPTIONS ?=
 PYTEST_OPTIONS ?=
+TEST_PROCESSES ?= 2
 RUN_OPTIONS ?= --resume never
 
 BIN := $(VENV)/bin
@@ -27,7 +28,7 @@ quickstart: $(VENV)/.run
 	$(BIN)/python examples/quickstart/compare.py "$$(ls -dt runs/quickstart*/ | head -n 1)"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal $(PYTEST_OPTIONS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
