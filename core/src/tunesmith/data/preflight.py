@@ -196,7 +196,7 @@ def _values(dataset: Dataset, family: Family, bucket: Bucket, values: int) -> in
     """How many values are cached of a bucket's samples; a window that is drawn counts as in the middle of where it may lie."""
     width, height, frames = bucket
     spreads = (values - 1) * math.prod(family.latent_shape(frames, height, width))
-    pieces = (sample.piece for sample in dataset.samples if sample.bucket == bucket)
+    pieces = (dataset.samples[index].piece for index in dataset.buckets[bucket])
     befores = Counter(round((piece.start + piece.room / 2) * piece.fps) if family.history else 0 for piece in pieces)
     return sum(count * (family.cached_values(frames, height, width, before) + spreads) for before, count in befores.items())
 

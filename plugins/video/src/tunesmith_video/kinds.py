@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ class VideoKind(PixelKind[VideoTable]):
 
     def _stills(self, probes: Mapping[str, Probe]) -> Iterator[str]:
         """That clips become still pictures, and what keeps them clips."""
-        least = self._least()
+        least = self._least
         if self.fewest > 1 or least is None:
             return
         if self.num_frames == 1:
@@ -172,13 +173,14 @@ class VideoKind(PixelKind[VideoTable]):
         if single:
             yield f"{len(single)} of {len(probes)} clips become still pictures ({single[0]}); min_frames = {least} would leave them out"
 
+    @cached_property
     def _least(self) -> int | None:
         """The smallest number of frames beyond one that the family encodes, if it does."""
         return next((frames for frames in range(2, _MOST_TRIED) if self.family.round_frames(frames) == frames), None)
 
     def _needs_more(self) -> str:
         """Why a family that must have sound is trained on no single frame of a clip."""
-        least = self._least()
+        least = self._least
         remedy = "" if least is None else f"; num_frames, and the clip, must have {least} or more"
         return f"{self.family.name} hears nothing in a single frame{remedy}"
 
