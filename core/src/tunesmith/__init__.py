@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .pipelines.model import PipelineModel
     from .pipelines.plugin import PipelinePlugin
     from .pipelines.settings import PipelineSettings
+    from .pipelines.twins import gemma_twin, write_twin
     from .plugin import NoSettings, Part, Plugin, Settings, Stage
     from .prompts import encode_captions
     from .quiet import without_progress_bars
@@ -83,6 +84,7 @@ _HOMES = {
     "pipelines.model": ("PipelineModel",),
     "pipelines.plugin": ("PipelinePlugin",),
     "pipelines.settings": ("PipelineSettings",),
+    "pipelines.twins": ("gemma_twin", "write_twin"),
     "plugin": ("NoSettings", "Part", "Plugin", "Settings", "Stage"),
     "prompts": ("encode_captions",),
     "quiet": ("without_progress_bars",),
@@ -170,6 +172,7 @@ __all__ = [
     "fetch_files",
     "fetch_tokenizer",
     "fetch_weights",
+    "gemma_twin",
     "hookimpl",
     "load_frozen",
     "local_tokenizer",
@@ -181,6 +184,7 @@ __all__ = [
     "to_pixels",
     "without_progress_bars",
     "write_image",
+    "write_twin",
 ]
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import string
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKLWan, DPMSolverMultistepScheduler, SanaVideoPipeline, SanaVideoTransformer3DModel
-from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
-from tunesmith import without_progress_bars
+from tunesmith import gemma_twin, write_twin
 
-_SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
 _TEXT_WIDTH = 32
 _LATENT_CHANNELS = 4
 _EDGE = 4  # tokens along an edge: 64 pixels
@@ -19,47 +15,18 @@ _EDGE = 4  # tokens along an edge: 64 pixels
 
 def write_tiny(folder: Path, seed: int) -> Path:
     """Write the twin as a pipeline folder that `SanaVideoPipeline.from_pretrained` loads, and return the folder."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        tokenizer = _tokenizer()
-        pipeline = SanaVideoPipeline(
-            tokenizer=tokenizer,
-            text_encoder=_text_encoder(len(tokenizer)),
-            vae=_autoencoder(),
-            transformer=_transformer(),
-            scheduler=DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=8.0),
-        )
-    with without_progress_bars():
-        pipeline.save_pretrained(folder)
-    return folder
+    return write_twin(folder, seed, _pipeline)
 
 
-def _tokenizer() -> GemmaTokenizer:
-    """One token for each printable character, and bytes for any other."""
-    characters = ["\u2581", *string.ascii_letters, *string.digits, *string.punctuation]
-    pieces = [*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *characters]
-    return GemmaTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], add_bos_token=True)
-
-
-def _text_encoder(num_tokens: int) -> Gemma2Model:
-    config = Gemma2Config(
-        vocab_size=num_tokens,
-        hidden_size=_TEXT_WIDTH,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        query_pre_attn_scalar=16,
-        max_position_embeddings=2048,  # the complex human instruction alone has some 1,400 characters
-        pad_token_id=_SPECIAL.index("<pad>"),
-        eos_token_id=_SPECIAL.index("<eos>"),
-        bos_token_id=_SPECIAL.index("<bos>"),
+def _pipeline() -> SanaVideoPipeline:
+    tokenizer, text_encoder = gemma_twin(_TEXT_WIDTH)
+    return SanaVideoPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=_autoencoder(),
+        transformer=_transformer(),
+        scheduler=DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=8.0),
     )
-    model = Gemma2Model(config)
-    with torch.no_grad():
-        model.embed_tokens.weight.normal_(std=1.0)  # else every prompt looks the same
-    return model.eval()
 
 
 def _autoencoder() -> AutoencoderKLWan:

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
-from tunesmith import without_progress_bars
+from tunesmith import write_twin
 
 from .pipeline import WanSpeechToVideoPipeline
 from .schedules import make_schedule
@@ -23,21 +23,20 @@ _SPEECH_LAYERS = 3
 
 def write_tiny(folder: Path, seed: int) -> Path:
     """Write the twin as a folder that `WanSpeechToVideoPipeline.from_pretrained` loads, and return the folder."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        tokenizer = _tokenizer()
-        pipeline = WanSpeechToVideoPipeline(
-            tokenizer=tokenizer,
-            text_encoder=_text_encoder(len(tokenizer)),
-            vae=_autoencoder(),
-            scheduler=make_schedule(),
-            transformer=_transformer(),
-            audio_encoder=_speech_encoder(),
-            audio_processor=Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True),
-        )
-    with without_progress_bars():
-        pipeline.save_pretrained(folder)
-    return folder
+    return write_twin(folder, seed, _pipeline)
+
+
+def _pipeline() -> WanSpeechToVideoPipeline:
+    tokenizer = _tokenizer()
+    return WanSpeechToVideoPipeline(
+        tokenizer=tokenizer,
+        text_encoder=_text_encoder(len(tokenizer)),
+        vae=_autoencoder(),
+        scheduler=make_schedule(),
+        transformer=_transformer(),
+        audio_encoder=_speech_encoder(),
+        audio_processor=Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True),
+    )
 
 
 def _tokenizer() -> T5Tokenizer:
