@@ -207,6 +207,7 @@ class ToyVideoFamily(Family):
     defaults = FamilyDefaults(size=(32, 32), frames=5, fps=8.0, guidance=1.0, sampling_steps=2, aligned_block=1)
     refuses: Mapping[str, str] = MappingProxyType({})
     noise_shift = None
+    num_blocks, token_width = 3, WIDTH
     image_to_video = True
     latent_distribution = True
     caption_tokens = MOST_TOKENS

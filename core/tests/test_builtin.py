@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tunesmith import Batch, Caption, Crop, Loss, Run, Source, Step
+from tunesmith import Batch, Caption, Crop, Loss, Model, Run, Source, Step
 from tunesmith.builtin import aim_at_base, weigh_given
 
 SQUARE = Crop((8, 8), (8, 8), (0, 0))
@@ -29,6 +29,7 @@ class Adapted:
         self.adapter_is_on = True
 
     without_adapters = switched_off
+    evaluating = Model.evaluating
 
     def predict(self, noisy: Tensor, sigma: Tensor, conditions: Batch) -> Tensor:
         out: Tensor = self.denoiser(noisy)

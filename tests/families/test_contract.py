@@ -142,6 +142,7 @@ def test_the_trunk_names_modules_of_the_denoiser_in_the_order_in_which_they_run(
             assert isinstance(hidden, Tensor)
             assert hidden.shape[0] == len(batch)
             assert hidden.shape[1] >= grid.tokens
+            assert hidden.shape[2] == case.family.token_width
             ran.append(entry.name)
 
         handles.append(entry.module.register_forward_hook(note))
@@ -149,7 +150,8 @@ def test_the_trunk_names_modules_of_the_denoiser_in_the_order_in_which_they_run(
     for handle in handles:
         handle.remove()
     assert ran == [entry.name for entry in trunk]
-    assert 0 <= case.family.defaults.aligned_block < len(case.model.blocks)
+    assert len(case.model.blocks) == case.family.num_blocks
+    assert 0 <= case.family.defaults.aligned_block < case.family.num_blocks
 
 
 def inner(case: Case) -> list[TrunkModule]:

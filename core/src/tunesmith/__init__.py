@@ -10,13 +10,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .batch import AUDIO, HISTORY, PIXELS, Batch, Caption, Crop, Field, FieldValue, Ragged, Source, Window
+    from .batch import (
+        AUDIO,
+        HISTORY,
+        LATENTS,
+        LATENTS_STD,
+        PIXELS,
+        PROMPT_EMBEDS,
+        Batch,
+        Caption,
+        Crop,
+        Field,
+        FieldValue,
+        Ragged,
+        Source,
+        Window,
+    )
     from .config import Config
     from .config.datasets import DatasetTable, PixelTable, SampleTable
     from .data.funnel import Funnel, Station
     from .data.geometry import Target, bucket_frames, center_crop, covering
+    from .data.given import CONTROL, REFERENCE
     from .data.images import resize_and_crop, to_pixels
-    from .data.pictures import PixelKind
+    from .data.pictures import MASK, PixelKind
     from .errors import InputError, PartMissing, RunFailed, TunesmithError
     from .events import Event
     from .family import Family, FamilyDefaults, FamilyPlugin, Modality, Sound, TokenGrid
@@ -36,6 +52,8 @@ if TYPE_CHECKING:
     from .loss import Loss
     from .media import Clip, Media, MediaReader, MediaWriter, Report, SampleRequest, Wanted, write_image
     from .model import GridConvolution, GridLayout, Model, TrunkModule, take_rows
+    from .noise import SigmaSampler, shift_sigma
+    from .objective import mix, spread
     from .paths import InputPath, ModelSource
     from .pipelines.family import PipelineFamily
     from .pipelines.latents import LatentStatistics
@@ -52,12 +70,28 @@ if TYPE_CHECKING:
     from .step import Step
 
 _HOMES = {
-    "batch": ("AUDIO", "HISTORY", "PIXELS", "Batch", "Caption", "Crop", "Field", "FieldValue", "Ragged", "Source", "Window"),
+    "batch": (
+        "AUDIO",
+        "HISTORY",
+        "LATENTS",
+        "LATENTS_STD",
+        "PIXELS",
+        "PROMPT_EMBEDS",
+        "Batch",
+        "Caption",
+        "Crop",
+        "Field",
+        "FieldValue",
+        "Ragged",
+        "Source",
+        "Window",
+    ),
     "config": ("Config",),
     "data.funnel": ("Funnel", "Station"),
     "data.geometry": ("Target", "bucket_frames", "center_crop", "covering"),
+    "data.given": ("CONTROL", "REFERENCE"),
     "data.images": ("resize_and_crop", "to_pixels"),
-    "data.pictures": ("PixelKind",),
+    "data.pictures": ("MASK", "PixelKind"),
     "errors": ("InputError", "PartMissing", "RunFailed", "TunesmithError"),
     "events": ("Event",),
     "config.datasets": ("DatasetTable", "PixelTable", "SampleTable"),
@@ -79,6 +113,8 @@ _HOMES = {
     "media": ("Clip", "Media", "MediaReader", "MediaWriter", "Report", "SampleRequest", "Wanted", "write_image"),
     "model": ("GridConvolution", "GridLayout", "Model", "TrunkModule", "take_rows"),
     "paths": ("InputPath", "ModelSource"),
+    "noise": ("SigmaSampler", "shift_sigma"),
+    "objective": ("mix", "spread"),
     "pipelines.family": ("PipelineFamily",),
     "pipelines.latents": ("LatentStatistics",),
     "pipelines.model": ("PipelineModel",),
@@ -97,8 +133,14 @@ _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names
 
 __all__ = [
     "AUDIO",
+    "CONTROL",
     "HISTORY",
+    "LATENTS",
+    "LATENTS_STD",
+    "MASK",
     "PIXELS",
+    "PROMPT_EMBEDS",
+    "REFERENCE",
     "Batch",
     "Caption",
     "Clip",
@@ -149,6 +191,7 @@ __all__ = [
     "SampleRequest",
     "SampleTable",
     "Settings",
+    "SigmaSampler",
     "Sound",
     "Source",
     "SourcePlugin",
@@ -177,9 +220,12 @@ __all__ = [
     "load_frozen",
     "local_tokenizer",
     "make_scheduler",
+    "mix",
     "plain_config",
     "read_json",
     "resize_and_crop",
+    "shift_sigma",
+    "spread",
     "take_rows",
     "to_pixels",
     "without_progress_bars",

@@ -12,6 +12,8 @@ from torch import Tensor
 
 PIXELS, AUDIO, HISTORY = "pixels", "audio", "history"
 """Inputs that a kind of dataset decodes of a sample's own file; every other input is the role of a companion dataset."""
+LATENTS, LATENTS_STD, PROMPT_EMBEDS = "latents", "latents_std", "prompt_embeds"
+"""Fields of every family: what is trained to be made, its deviation where it is drawn; and what most make of a caption."""
 
 
 @dataclass(frozen=True)

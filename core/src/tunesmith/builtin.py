@@ -57,8 +57,8 @@ class Core(Plugin[CoreSettings]):
 
     def fields(self, run: Run) -> Sequence[Field]:
         """The mask, where any dataset has masks; samples of the others count in full."""
-        masked = any(MASK in dataset.companions for dataset in run.datasets.values())
-        return (Field(MASK, "mask-1", per_sample=True, needs=(MASK,)),) if masked else ()
+        with_masks = any(MASK in dataset.companions for dataset in run.datasets.values())
+        return (Field(MASK, "mask-1", per_sample=True, needs=(MASK,)),) if with_masks else ()
 
     @hookimpl(wrapper=True)
     def encode_batch(self, run: Run, batch: Batch) -> Wrapper[Batch]:
@@ -124,13 +124,8 @@ def aim_at_base(run: Run, step: Step) -> None:
     """
     if not run.model.adapters or not run.datasets[step.batch.sources[0].dataset].table.is_regularisation:
         return
-    denoiser = run.model.denoiser
-    was_training = denoiser.training
-    denoiser.eval()  # what is dropped out while training is no part of what the model knows
-    with torch.no_grad(), run.model.without_adapters():
+    with run.model.evaluating(), run.model.without_adapters():  # what is dropped out while training is no part of what the model knows
         step.target = run.model.predict(step.noisy, step.sigma, step.batch).float()
-    denoiser.train(was_training)
-    torch.clear_autocast_cache()  # which would hand weights that were cast here, without a gradient, to the prediction that needs one
 
 
 def weigh_given(loss: Loss, step: Step) -> None:

@@ -73,11 +73,17 @@ class Family(ABC):
     defaults: FamilyDefaults
     refuses: Mapping[str, str]
     """Plugins and config tables that this family cannot work with, each with the reason."""
+    num_blocks: int
+    """Transformer blocks of the trunk."""
+    token_width: int
+    """Width of the hidden states between the blocks: D of [B, tokens, D]."""
     noise_shift: float | None
     """The shift of the checkpoint's own sigma schedule, used where `[noise] shift` is not given."""
     timestep_scale: float = 1000.0
     """What the model is given is sigma times this."""
 
+    cautions: Mapping[str, str] = MappingProxyType({})
+    """Plugins that work with this family, each with what one should know before it is used; told, and no more."""
     makes: str = "image"
     """The kind of media that `Model.sample` gives: `image` or `clip`; an active plugin must bring a writer for others than `image`."""
     takes: Mapping[str, bool] = MappingProxyType({})

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeAlias, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from .batch import Batch
@@ -159,6 +160,18 @@ class Model(ABC):
             for name in sorted(self.adapters):
                 stack.enter_context(self.adapters[name]())
             yield
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The denoiser in evaluation mode and without gradients, for predictions within a step that are no part of its loss."""
+        was_training = self.denoiser.training
+        self.denoiser.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.denoiser.train(was_training)
+            torch.clear_autocast_cache()  # which would hand weights that were cast here, without a gradient, to a prediction that needs one
 
     def release(self) -> None:
         """Drop every loaded module, so that its memory can be used again."""

@@ -32,7 +32,7 @@ from .hooks import HookCaller
 from .noise import SigmaSampler
 from .plugin import Stage
 from .previews import count_previews
-from .session import FILE_HASHES, assemble, survey_data, total_steps
+from .session import FILE_HASHES, assemble, remarks, survey_data, total_steps
 from .validation import sizes
 
 
@@ -113,7 +113,8 @@ def make_plan(config: Config, sheet: Path | None = None) -> Plan:
     made = _made(config, family)
     look = partial(examine, family=family, batches_a_step=batches_a_step, values=_values(config, family))
     facts = [look(dataset, share=parts.get(dataset.name, 0.0)) for dataset in datasets]
-    notes = [*filter(None, map(heavy_loss, datasets)), *_notes(config, steps, processes, adapts), *_unread_masks(config, cast.hooks)]
+    notes = remarks(config, cast)
+    notes += [*filter(None, map(heavy_loss, datasets)), *_notes(config, steps, processes, adapts), *_unread_masks(config, cast.hooks)]
     num_samples = count_previews(config, datasets) * len(made.sizes) * len(config.validation.seeds)
     notes += _beyond_training(made, trained) if num_samples else ()
     drawn = None

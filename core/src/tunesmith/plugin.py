@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
@@ -66,7 +66,7 @@ S = TypeVar("S", bound=Settings)
 
 
 class Plugin(Generic[S]):
-    """One feature of a run: `class Crepa(Plugin[CrepaSettings])`.
+    """One feature of a run: `class Edges(Plugin[EdgesSettings])`.
 
     A plugin is made once per run, from the settings of its table. It is never a dataclass or a pydantic model: pluggy
     compares plugins with `==`.
@@ -100,6 +100,18 @@ class Plugin(Generic[S]):
         `family` answers for the checkpoint, `family.on_meta()` with every layer's name and shape. A key is the path of a
         setting, such as `("validation", "scheduler")` or `("datasets", 0, "resolution")`.
         """
+        return ()
+
+    def remarks(self, config: Config, family: Family) -> Iterable[str]:
+        """What to know before the run starts, such as what this plugin costs; `tune plan` tells it, and the run when it starts."""
+        return ()
+
+    def narrows(self, family: Family) -> Container[int]:
+        """The blocks, by index, whose output lacks some of the tokens while training, because this plugin leaves them out."""
+        return ()
+
+    def reads_blocks(self, family: Family) -> Iterable[int]:
+        """The blocks, by index, whose output this plugin needs with every token; refused where another plugin narrows them."""
         return ()
 
     def fields(self, run: Run) -> Sequence[Field]:

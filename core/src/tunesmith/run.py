@@ -15,6 +15,7 @@ from .batch import Caption, FieldValue
 from .errors import PartMissing, Stopped
 from .events import Event, EventKind
 from .family import Family
+from .noise import SigmaSampler
 from .plugin import Part, Plugin
 from .step import Step
 
@@ -35,7 +36,7 @@ class Run:
 
     Two runs in one process share nothing. `step` counts finished optimizer steps; `current` is the step from before
     `compute_loss` until its backward is done, and None otherwise. `datasets` are those whose files are samples, by name;
-    `previews` is what validation makes.
+    `previews` is what validation makes. `sigmas` draws the noise levels of training, and knows their shift.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Run:
         self.directory = directory
         self.file_hashes = file_hashes
         self.progress = progress
+        self.sigmas = SigmaSampler(config.noise, family.noise_shift)
         self.datasets: Mapping[str, Dataset] = {}
         self.total_steps = 0
         self.step = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,8 @@ FILE_HASHES = "files.sqlite"
 """File below the cache for the hashes of files' contents."""
 FILE_INDEX = "headers.sqlite"
 """File below the cache for what the headers of training data told."""
+NEEDS_ALL_TOKENS = "compares hidden states token by token and needs all tokens"
+"""Why two plugins that act on one block may not go together."""
 HOOK_NAMES = tuple(name for name, spec in vars(Hooks).items() if hasattr(spec, "tunesmith_spec"))
 
 
@@ -79,9 +81,32 @@ def assemble(config: Config) -> Assembly:
         with blamed_on(name, "check"):
             problems += [config.problem(key, sentence) for key, sentence in plugin.check(config, family)]
     problems += [config.problem(key, sentence) for key, sentence in complaints(config, family, list(made.values()))]
+    problems += [config.problem(("plugins", name), sentence) for name, sentence in _narrowed(made.values(), family)]
     if problems:
         raise ConfigErrors(problems)
     return Assembly(family, HookCaller(made[name] for name in order))
+
+
+def _narrowed(plugins: Iterable[Plugin[Any]], family: Family) -> Iterator[tuple[str, str]]:
+    """Plugins that need all tokens of a block of which another one leaves some out: the name, and what to do."""
+    narrowing = [(plugin.name, plugin.narrows(family)) for plugin in plugins]
+    for plugin in plugins:
+        for block in plugin.reads_blocks(family):
+            for other in (name for name, blocks in narrowing if block in blocks):
+                yield (
+                    plugin.name,
+                    f"{plugin.name} {NEEDS_ALL_TOKENS} of block {block}, where {other} leaves some out while training: "
+                    f"let {plugin.name} read another block, or {other} leave tokens out of others",
+                )
+
+
+def remarks(config: Config, cast: Assembly) -> list[str]:
+    """What to know before the run starts: of the family about plugins, and of the plugins about themselves."""
+    told = [f"{name}: {caution}" for name, caution in cast.family.cautions.items() if name in config.plugins]
+    for plugin in cast.hooks.plugins:
+        with blamed_on(plugin.name, "remarks"):
+            told += [f"{plugin.name}: {remark}" for remark in plugin.remarks(config, cast.family)]
+    return told
 
 
 def look_at_data(config: Config, cast: Assembly) -> list[Dataset]:
@@ -137,7 +162,7 @@ def run(config: Config, resume: str, progress: Progress) -> Path:
         this = Run(config, cast.family, cast.hooks, engine, directory, file_hashes, progress)
         try:
             with _stop_on_signals(this, progress):
-                _carry_out(this, datasets, checkpoint, cache)
+                _carry_out(this, cast, datasets, checkpoint, cache)
         except Stopped:
             this.emit("end", complete=False, reason=this.stop_reason)
             progress.result(f"stopped ({this.stop_reason}) at step {this.step}; the same command goes on from there")
@@ -163,10 +188,12 @@ def _open_cache(config: Config, progress: Progress) -> AbstractContextManager[St
     return Cache(config.run.cache_dir, progress.message, config.run.cache_compression) if config.run.cache else nullcontext()
 
 
-def _carry_out(run: Run, datasets: Sequence[Dataset], checkpoint: Path | None, cache: Store | None) -> None:
+def _carry_out(run: Run, cast: Assembly, datasets: Sequence[Dataset], checkpoint: Path | None, cache: Store | None) -> None:
     """The phases: encode, load, resume, train, save."""
     config, progress = run.config, run.progress
     run.emit("start", run=run.directory.name, resumed_from=str(checkpoint) if checkpoint else None)
+    for remark in remarks(config, cast):
+        progress.message(remark)
     run.datasets = {dataset.name: dataset for dataset in datasets}
     fields = _fields(run)
     order = Order(datasets, config.run.seed, cached=cache is not None, accumulation=config.run.gradient_accumulation)

@@ -36,3 +36,7 @@ class Step:
     prediction: Tensor | None = None
     metrics: dict[str, Tensor | float] = field(default_factory=dict)
     scratch: defaultdict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
+
+    def keep_tokens(self, tokens: Tensor) -> None:
+        """Mark further tokens, a boolean [B, tokens], as ones that must not be dropped."""
+        self.keep = tokens if self.keep is None else self.keep | tokens

@@ -11,12 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .batch import Batch, Source, moved
+from .batch import LATENTS, LATENTS_STD, Batch, Source, moved
 from .checkpoints import save
 from .data.ahead import Ahead
 from .data.loader import Loader
 from .errors import RunFailed
-from .noise import SigmaSampler
 from .objective import mix
 from .randomness import position_seed, seed_global
 from .run import Run
@@ -58,7 +57,6 @@ class Trainer:
         self.loader = loader
         self.progress = run.progress
         self.accumulation = run.config.run.gradient_accumulation
-        self.sigmas = SigmaSampler(run.config.noise, run.family.noise_shift)
         self.given = frozenset(name for name, dataset in run.datasets.items() if dataset.table.gives_first_frame)
         self.reported = (run.step, time.perf_counter())
 
@@ -121,17 +119,17 @@ class Trainer:
     def draw(self, position: int) -> Drawn:
         """The batch at a position with its draws, pinned for a GPU; without them as long as its latents are not encoded."""
         batch, seed = self.loader.ready(position), position_seed(self.run.config.run.seed, "forward", position)
-        if "latents" not in batch.fields:
+        if LATENTS not in batch.fields:
             return Drawn(position, batch, None, seed)
         draws = self.draws(position, batch)
         return Drawn(position, batch, draws.pinned() if self.run.device.type == "cuda" else draws, seed)
 
     def draws(self, position: int, batch: Batch) -> Draws:
         """What a micro-batch draws, on the CPU; where its first frame is given, sigma is [B, 1, F, 1, 1] and 0 there."""
-        run, latents = self.run, batch.tensor("latents")
+        run, latents = self.run, batch.tensor(LATENTS)
         noise = torch.randn(latents.shape, generator=run.torch_generator("noise", position))
         tokens = run.model.token_grid(latents).tokens
-        sigma = torch.from_numpy(self.sigmas.draw(run.numpy_generator("sigma", position), len(batch), tokens)).float()
+        sigma = torch.from_numpy(run.sigmas.draw(run.numpy_generator("sigma", position), len(batch), tokens)).float()
         if self.first_frame_given(batch):
             sigma = with_first_frame_given(sigma, latents)
         sampled = run.config.run.latents == "sample"
@@ -148,10 +146,10 @@ class Trainer:
         batch = self.loader.finished(drawn.batch)
         draws = drawn.draws or self.draws(position, batch)
         noise, sigma = moved(draws.noise, device), moved(draws.sigma, device)
-        latents = batch.tensor("latents").float()
+        latents = batch.tensor(LATENTS).float()
         if draws.of_latents is not None:
-            latents = latents + batch.tensor("latents_std").float() * moved(draws.of_latents, device)
-            batch.fields["latents"] = latents
+            latents = latents + batch.tensor(LATENTS_STD).float() * moved(draws.of_latents, device)
+            batch.fields[LATENTS] = latents
         noisy, target = mix(latents, noise, sigma)
         keep = self.first_frame(latents) if self.first_frame_given(batch) else None
         index, micro = divmod(position, self.accumulation)

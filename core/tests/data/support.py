@@ -34,6 +34,7 @@ class Facts(Family):
     defaults = FamilyDefaults(size=(32, 32), frames=1, fps=1, guidance=1, sampling_steps=1, aligned_block=0)
     refuses = {}  # noqa: RUF012
     noise_shift = None
+    num_blocks, token_width = 1, 1
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
         return 3, height // 8, width // 8

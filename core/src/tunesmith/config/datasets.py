@@ -226,7 +226,19 @@ class ImageTable(PixelTable):
     """Pictures: JPEG, PNG and WebP files."""
 
 
-class MaskTable(DatasetTable):
+class CompanionTable(DatasetTable):
+    """`[[datasets]]` whose files stand beside the samples of another dataset; each kind tells of `of` in its own words."""
+
+    of: FileStem
+    """Name of the dataset whose samples the files belong to; files are paired by their names without ending."""
+
+    @property
+    def host(self) -> str | None:
+        """The dataset whose samples the files belong to."""
+        return self.of
+
+
+class MaskTable(CompanionTable):
     """`[[datasets]]` with `kind = "mask"`: for each sample of another dataset, how much each place counts."""
 
     kind: Literal["mask"]
@@ -237,17 +249,12 @@ class MaskTable(DatasetTable):
     """A sample without a mask is skipped and named, or counts in full."""
 
     @property
-    def host(self) -> str | None:
-        """The dataset whose samples the masks belong to."""
-        return self.of
-
-    @property
     def may_be_missing(self) -> bool:
         """Whether a sample may be without a mask."""
         return self.missing != "skip"
 
 
-class ReferenceTable(DatasetTable):
+class ReferenceTable(CompanionTable):
     """`[[datasets]]` with `kind = "reference"`: for each sample of another dataset, a picture that is given beside its caption."""
 
     kind: Literal["reference"]
@@ -258,28 +265,18 @@ class ReferenceTable(DatasetTable):
     """A sample without a picture is skipped and named, or its own first frame is given."""
 
     @property
-    def host(self) -> str | None:
-        """The dataset whose samples the pictures belong to."""
-        return self.of
-
-    @property
     def may_be_missing(self) -> bool:
         """Whether a sample may be without a picture of its own."""
         return self.missing != "skip"
 
 
-class ControlTable(DatasetTable):
+class ControlTable(CompanionTable):
     """`[[datasets]]` with `kind = "control"`: for each clip of another dataset, a clip that guides it, such as one of poses."""
 
     kind: Literal["control"]
     """Clips that are given to the model beside the caption, such as of poses."""
     of: FileStem
     """Name of the dataset whose clips are guided; files are paired by their names without ending, and begin together."""
-
-    @property
-    def host(self) -> str | None:
-        """The dataset whose clips are guided."""
-        return self.of
 
 
 CORE_TABLES: dict[str, type[DatasetTable]] = {"image": ImageTable, "mask": MaskTable, "reference": ReferenceTable, "control": ControlTable}

@@ -17,7 +17,7 @@ class Problem:
     """One thing that is wrong: where it stands, and what to do about it.
 
     `file` is the config file as it was given, or the `--set` that is to blame, which has no line. `table` is written as
-    in the file, such as "[plugins.crepa]", and empty where a problem belongs to none.
+    in the file, such as "[plugins.edges]", and empty where a problem belongs to none.
     """
 
     file: str

@@ -33,7 +33,7 @@ PAGE = 12 * TILE
 """Pixels of a row's width, which holds at least one sample."""
 MARK = "tunesmith contact sheet"
 """What the file says of itself, so that nothing else is overwritten."""
-BACKGROUND, INK, MASKED = "white", "black", (255, 0, 80)
+BACKGROUND, INK, LEFT_OUT = "white", "black", (255, 0, 80)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _tile(pixels: Tensor, mask: Tensor | None) -> Image.Image:
     values = pixels.add(1).mul(127.5).permute(1, 2, 0).numpy()  # [H, W, 3]
     if mask is not None:
         out = (1 - mask[0].numpy())[:, :, None] * 0.6  # [H, W, 1]
-        values = values * (1 - out) + np.array(MASKED) * out
+        values = values * (1 - out) + np.array(LEFT_OUT) * out
     image = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
     return image.resize(_small(image.size), Image.Resampling.BOX)
 

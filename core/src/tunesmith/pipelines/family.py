@@ -89,6 +89,10 @@ class PipelineFamily(Family, Generic[P]):
         self.latents = self._measure()
         shift = self.configs[SCHEDULER].get("flow_shift", self.configs[SCHEDULER].get("shift"))
         self.noise_shift = None if shift is None else float(shift)
+        denoiser = self.configs[self.denoiser_part]
+        if {"num_layers", "num_attention_heads", "attention_head_dim"} <= denoiser.keys():  # others say so in their __init__
+            self.num_blocks = denoiser["num_layers"]
+            self.token_width = denoiser["num_attention_heads"] * denoiser["attention_head_dim"]
 
     def set_geometry(
         self, channels: int, scale: int, patch: tuple[int, int, int] = (1, 1, 1), frame_scale: int = 1, frame_step: int | None = None

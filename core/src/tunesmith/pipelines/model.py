@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from ..batch import Batch, FieldValue, Ragged
+from ..batch import LATENTS, LATENTS_STD, PROMPT_EMBEDS, Batch, FieldValue, Ragged
 from ..data.given import REFERENCE
 from ..family import Modality, TokenGrid
 from ..media import Clip, Media, SampleRequest
@@ -20,8 +20,6 @@ from ..model import Model, TrunkModule
 from ..prompts import encode_captions
 from ..sampling import plain_config
 from .family import PipelineFamily
-
-LATENTS, LATENTS_STD, PROMPT_EMBEDS = "latents", "latents_std", "prompt_embeds"
 
 
 class PipelineModel(Model):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from ..batch import Batch, Field
+from ..batch import LATENTS, LATENTS_STD, PROMPT_EMBEDS, Batch, Field
 from ..config import Config
 from ..data.given import REFERENCE
 from ..errors import InputError
@@ -20,7 +20,7 @@ from ..model import Model
 from ..plugin import Part
 from ..run import Run
 from .family import P, PipelineFamily
-from .model import LATENTS, LATENTS_STD, PROMPT_EMBEDS, PipelineModel
+from .model import PipelineModel
 from .settings import DTYPES
 
 CLASS_FACTS = ("name", "modality", "adapter_targets", "pipeline_type", "denoiser_type", "encoder_types")
@@ -146,6 +146,10 @@ def _require_facts(family: PipelineFamily[Any]) -> None:
     name = type(family).__name__
     if not hasattr(family, "scale"):
         raise TypeError(f"{name} does not say what its latents stand for; call self.set_geometry(channels, scale, ...) in its __init__")
+    if not hasattr(family, "num_blocks") or not hasattr(family, "token_width"):
+        raise TypeError(
+            f"{name} does not say how many blocks it has, or how wide they are; set self.num_blocks and self.token_width in its __init__"
+        )
     if not hasattr(family, "defaults"):
         raise TypeError(f"{name} has no defaults; set self.defaults = FamilyDefaults(...) in its __init__")
     if family.modality is Modality.VIDEO and family.makes == "image":

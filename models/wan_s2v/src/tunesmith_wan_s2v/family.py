@@ -29,6 +29,9 @@ _COLLAPSES = (
     "the quality of Wan S2V collapses with weights of four bits; keep them in int8, or in bf16 and offload them "
     "([model] allow_unsafe_quantisation = true takes the risk)"
 )
+_MOVES_ALONG = (
+    "the sound moves the whole picture: what lies outside of a mask is not learnt and may come to move along; watch it in validation"
+)
 
 
 class WanS2VFamily(PipelineFamily[WanS2VSettings]):
@@ -50,6 +53,7 @@ class WanS2VFamily(PipelineFamily[WanS2VSettings]):
     takes = MappingProxyType({"reference": True, "audio": True, "control": False})
     sound = Sound(SAMPLE_RATE, 1, required=True)
     image_to_video_reason = "the first frame of a clip, or the picture of a reference dataset, is given in any case"
+    cautions = MappingProxyType({"masked": _MOVES_ALONG})
     caption_tokens = prompt_length = MAX_TOKENS
     prompt_recipe = str(MAX_TOKENS)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith import AUDIO, HISTORY, PIXELS, Batch, Ragged, Source
+from tunesmith import AUDIO, CONTROL, HISTORY, PIXELS, REFERENCE, Batch, Ragged, Source
 
 from . import vae as autoencoder
 from .clips import FRAMES_PER_LATENT, MOTION_FRAMES, pose_clips
@@ -28,10 +28,7 @@ MOTION_LATENTS = "motion_latents"
 """Ragged [19 or 0, C, h, w]: the 73 frames that end with the first of the clip; none where they are not all there."""
 CONTROL_LATENTS = "control_latents"
 """Ragged [n or 0, C, h, w]: the clip of poses beside the sample; none where there is none."""
-PROMPT_EMBEDS = "prompt_embeds"
-"""Ragged [tokens, D]: the states of UMT5, without padding."""
 
-REFERENCE, CONTROL = "reference", "control"
 HISTORY_FRAMES = MOTION_FRAMES - 1
 """Frames before a clip that are asked for: its first frame is the last of those that the trained ones go on from."""
 PACKED_EDGE = 64

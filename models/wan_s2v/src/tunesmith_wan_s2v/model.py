@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith import AUDIO, Batch, FieldValue, Media, PipelineModel, SampleRequest, TrunkModule
+from tunesmith import AUDIO, PROMPT_EMBEDS, Batch, FieldValue, Media, PipelineModel, SampleRequest, TrunkModule
 
 from . import vae as autoencoder
 from .clips import MOTION_FRAMES, WARM_UP_FRAMES, latent_frames
@@ -19,7 +19,6 @@ from .fields import (
     AUDIO_EMBEDS,
     CONTROL_LATENTS,
     MOTION_LATENTS,
-    PROMPT_EMBEDS,
     REFERENCE_LATENTS,
     encode_audio,
     encode_control,

@@ -12,8 +12,10 @@ from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC, Wav2Vec2Model
 
 from tunesmith import (
     AUDIO,
+    CONTROL,
     HISTORY,
     PIXELS,
+    REFERENCE,
     Batch,
     Component,
     Config,
@@ -32,7 +34,7 @@ from tunesmith import (
 )
 
 from .family import WanS2VFamily
-from .fields import AUDIO_EMBEDS, AUDIO_RECIPE, CONTROL, CONTROL_LATENTS, MOTION_LATENTS, REFERENCE, REFERENCE_LATENTS
+from .fields import AUDIO_EMBEDS, AUDIO_RECIPE, CONTROL_LATENTS, MOTION_LATENTS, REFERENCE_LATENTS
 from .model import Choice, WanS2VModel
 from .settings import WanS2VSettings
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from tunesmith import (
     AUDIO,
+    CONTROL,
     HISTORY,
+    MASK,
     PIXELS,
     Crop,
     Family,
@@ -37,7 +39,7 @@ from .containers import AUDIO_FORMATS, VIDEO_FORMATS, audio_stream, extent_of, o
 from .sound import NoSound, Part, is_silent, read_sound, sound_of
 from .tables import AudioTable, VideoTable
 
-SOUND, MASK, CONTROL = "sound", "mask", "control"
+SOUND = "sound"
 SAMPLE_RATE, CHANNELS = 16_000, 1
 """Of sound for families that say nothing of it."""
 _MOST_TRIED = 1000
