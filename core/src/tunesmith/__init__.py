@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from .sampling import make_scheduler, plain_config
     from .sources import Entry, Listing, SourcePlugin
     from .step import Step
+    from .validation import sample_all
 
 _HOMES = {
     "batch": (
@@ -128,6 +129,7 @@ _HOMES = {
     "sampling": ("make_scheduler", "plain_config"),
     "sources": ("Entry", "Listing", "SourcePlugin"),
     "step": ("Step",),
+    "validation": ("sample_all",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -224,6 +226,7 @@ __all__ = [
     "plain_config",
     "read_json",
     "resize_and_crop",
+    "sample_all",
     "shift_sigma",
     "spread",
     "take_rows",
