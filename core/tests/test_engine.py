@@ -8,7 +8,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 
 from tunesmith import InputError
 from tunesmith.config.tables import OptimizerTable, RunTable
-from tunesmith.engine import Engine, choose_device, make_optimizer
+from tunesmith.engine import Engine, choose_device, make_optimizer, parameter_groups
+from tunesmith.model import Trainable
 
 
 def a_layer() -> torch.nn.Linear:
@@ -115,3 +116,21 @@ def test_a_device_that_is_no_device_or_not_there_is_named():
 def test_two_engines_in_one_process_may_differ():
     assert Engine(RunTable(steps=1, precision="bf16", device="cpu")).accelerator.mixed_precision == "bf16"
     assert Engine(RunTable(steps=1, precision="no", device="cpu")).accelerator.mixed_precision == "no"
+
+
+def test_modules_of_plugins_have_their_own_learning_rates() -> None:
+    trainable = Trainable(torch.nn.Linear(2, 2), torch.nn.ModuleDict({"projector": torch.nn.Linear(2, 3), "other": torch.nn.Linear(3, 2)}))
+    trainable.denoiser.weight.requires_grad_(False)
+    groups = parameter_groups(trainable, OptimizerTable.model_validate({"lr": 1e-4, "lr_of": {"projector": 1e-2}}))
+    assert [(group["lr"], [tuple(one.shape) for one in group["params"]]) for group in groups] == [
+        (1e-4, [(2,), (2, 3), (2,)]),
+        (1e-2, [(3, 2), (3,)]),
+    ]
+    optimizer = make_optimizer(groups, OptimizerTable.model_validate({"lr": 1e-4, "lr_of": {"projector": 1e-2}}))
+    assert [group["initial_lr"] for group in optimizer.param_groups] == [1e-4, 1e-2]
+
+
+def test_a_learning_rate_of_a_plugin_that_trains_nothing_is_refused() -> None:
+    trainable = Trainable(torch.nn.Linear(2, 2), torch.nn.ModuleDict({"projector": torch.nn.Linear(2, 3)}))
+    with pytest.raises(InputError, match="'projektor' adds no module that is trained; those that do: projector"):
+        parameter_groups(trainable, OptimizerTable.model_validate({"lr_of": {"projektor": 1e-2}}))

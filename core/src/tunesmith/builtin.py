@@ -43,6 +43,9 @@ class Core(Plugin[CoreSettings]):
                 ("run", "latents"),
                 f'latents = "sample": the autoencoder of {family.name} gives no distribution to draw from; use "mean"',
             )
+        for name in config.optimizer.lr_of:
+            if name not in config.plugins:
+                yield ("optimizer", "lr_of", name), f"lr_of: there is no active plugin {name!r}; write its table, or take this out"
         for number, table in enumerate(config.datasets):
             if isinstance(table, ReferenceTable | ControlTable) and table.kind not in family.takes:
                 yield (

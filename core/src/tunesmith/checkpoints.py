@@ -41,7 +41,8 @@ def save(run: Run) -> Path:
     if target.exists():
         set_aside(target)
     with staged(target) as folder:
-        run.hooks.save_checkpoint(run, folder)
+        with run.engine.weights_to_use():
+            run.hooks.save_checkpoint(run, folder)
         training = folder / TRAINING
         training.mkdir()
         weights = _own_weights(run)
@@ -59,7 +60,8 @@ def export(run: Run) -> Path:
     if target.exists():
         set_aside(target)
     with staged(target) as folder:
-        run.hooks.save_checkpoint(run, folder)
+        with run.engine.weights_to_use():
+            run.hooks.save_checkpoint(run, folder)
         _write_manifest(run, folder)
     return target
 
@@ -198,12 +200,12 @@ def load(run: Run, folder: Path, data: str) -> list[str]:
 def _own_weights(run: Run) -> dict[str, Tensor]:
     """What the run goes on from and no plugin may swap: trained parameters and the plugins' own modules.
 
-    The denoiser of a full fine-tune is only among them if a plugin wraps `save_checkpoint`, and may have swapped what
-    lies in the pipeline's layout; otherwise that is read back.
+    The denoiser of a full fine-tune is only among them if what lies in the pipeline's layout may be other weights, because
+    a plugin wraps `save_checkpoint` or the optimizer trains elsewhere; otherwise that is read back.
     """
     weights = {f"extra.{name}": value.detach().contiguous() for name, value in run.model.extra.state_dict().items()}
     wrapped = any(kind == "wrapper" for _, kind in run.hooks.nesting("save_checkpoint"))
-    if wrapped or not run.model.trains_base:
+    if wrapped or run.engine.trains_elsewhere or not run.model.trains_base:
         trained = (pair for pair in run.model.denoiser.named_parameters() if pair[1].requires_grad)
         weights |= {f"denoiser.{name}": parameter.detach().contiguous() for name, parameter in trained}
     return weights

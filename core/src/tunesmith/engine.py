@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -16,9 +16,21 @@ from torch.optim import Optimizer
 from .config.optimizers import optimizer_class
 from .config.tables import OptimizerTable, RunTable
 from .errors import InputError
+from .model import Trainable
 
 FUSED = ("Adam", "AdamW")
 """Optimizers of torch.optim whose fused kernel is the fastest on every device, the CPU too."""
+
+
+@runtime_checkable
+class Switching(Protocol):
+    """An optimizer that keeps two sets of weights: one to train at, and one to use."""
+
+    def train(self) -> None:
+        """Put the weights in place that are trained at."""
+
+    def eval(self) -> None:
+        """Put the weights in place that are to be used."""
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -93,10 +105,31 @@ class Engine:
         return self.accelerator.scaler
 
     def load_optimizer(self, state: dict[str, Any], table: OptimizerTable) -> None:
-        """Take up an optimizer's state, with the learning rate and arguments that the config has now."""
+        """Take up an optimizer's state, with the learning rates and arguments that the config has now."""
+        rates = [group["initial_lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state)
-        for group in self.optimizer.param_groups:
-            group.update(_arguments(table), initial_lr=table.lr)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group.update(_arguments(table), initial_lr=rate)
+
+    @property
+    def trains_elsewhere(self) -> bool:
+        """Whether the optimizer trains at other weights than those to use, as schedule-free ones do."""
+        return isinstance(self.optimizer, Switching)
+
+    @contextmanager
+    def weights_to_use(self) -> Iterator[None]:
+        """The weights as they are to be used within the context, and exactly as they are trained again after it."""
+        if not isinstance(self.optimizer, Switching):
+            yield
+            return
+        trained = [parameter.detach().clone() for parameter in self._parameters]
+        self.optimizer.eval()
+        try:
+            yield
+        finally:
+            self.optimizer.train()
+            with torch.no_grad():  # to switch back and forth is not exact
+                torch._foreach_copy_(self._parameters, trained)
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of the run; entered once per step, for its cache of cast weights lasts as long as the context."""
@@ -109,6 +142,8 @@ class Engine:
         """Prepare module and optimizer; returns the module to call."""
         self._optimizer = optimizer
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if isinstance(optimizer, Switching):
+            optimizer.train()
         prepared, self._wrapped = self.accelerator.prepare(trainable, optimizer)
         return prepared
 
@@ -161,8 +196,21 @@ def _arguments(table: OptimizerTable) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in table.arguments.items()}
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], table: OptimizerTable) -> Optimizer:
-    """The optimizer that `[optimizer]` describes; InputError with its own words if it refuses its arguments."""
+def parameter_groups(trainable: Trainable, table: OptimizerTable) -> list[dict[str, Any]]:
+    """What is trained, in groups of one learning rate; InputError if `lr_of` names what adds no module."""
+    odd = next((name for name in table.lr_of if name not in trainable.extra), None)
+    if odd is not None:
+        known = ", ".join(trainable.extra) or "no plugin does"
+        raise InputError(f"[optimizer] lr_of: {odd!r} adds no module that is trained; those that do: {known}")
+    own = {name: [one for one in trainable.extra[name].parameters() if one.requires_grad] for name in table.lr_of}
+    apart = {id(parameter) for parameters in own.values() for parameter in parameters}
+    rest = [one for one in trainable.parameters() if one.requires_grad and id(one) not in apart]
+    groups = [{"params": rest, "lr": table.lr}, *({"params": own[name], "lr": lr} for name, lr in table.lr_of.items())]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], table: OptimizerTable) -> Optimizer:
+    """The optimizer that `[optimizer]` describes, of parameters or groups; InputError with its own words if it refuses its arguments."""
     kind = optimizer_class(table.type)
     arguments = _arguments(table)
     if kind.__module__.startswith("torch.optim") and kind.__name__ in FUSED and not {"fused", "foreach"} & set(arguments):

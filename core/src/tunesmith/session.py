@@ -25,7 +25,7 @@ from .data.order import Order
 from .data.scan import Surroundings, survey_all
 from .encoding.encode import read_caption_fields
 from .encoding.fill import fill
-from .engine import Engine, make_optimizer
+from .engine import Engine, make_optimizer, parameter_groups
 from .errors import DISK_ERRORS, InputError, RunFailed, Stopped
 from .family import Family, FamilyPlugin
 from .hooks import HookCaller, blamed_on
@@ -204,7 +204,7 @@ def _carry_out(run: Run, cast: Assembly, datasets: Sequence[Dataset], checkpoint
             progress.message(line)
     run.total_steps, run.data_identity = total_steps(config, order), order.identity()
     trainable = _load_denoiser(run)
-    optimizer = make_optimizer((p for p in trainable.parameters() if p.requires_grad), config.optimizer)
+    optimizer = make_optimizer(parameter_groups(trainable, config.optimizer), config.optimizer)
     run.model.prepared = run.engine.prepare(trainable, optimizer)
     if checkpoint is not None:
         told = checkpoints.load(run, checkpoint, run.data_identity)

@@ -39,7 +39,7 @@ def validate(run: Run) -> None:
     denoiser = run.model.denoiser
     denoiser.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=()):
+        with run.engine.weights_to_use(), torch.no_grad(), torch.random.fork_rng(devices=()):
             run.hooks.validate(run, report)
     finally:
         denoiser.train()

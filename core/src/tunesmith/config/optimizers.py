@@ -12,6 +12,29 @@ from ..words import nearest, shown, unknown
 from .tables import OptimizerTable
 
 _OURS = frozenset({"self", "params", "lr"})
+NAMED = {
+    "adamw8bit": "bitsandbytes.optim.AdamW8bit",
+    "pagedadamw8bit": "bitsandbytes.optim.PagedAdamW8bit",
+    "lion8bit": "bitsandbytes.optim.Lion8bit",
+    "pagedlion8bit": "bitsandbytes.optim.PagedLion8bit",
+    "ademamix8bit": "bitsandbytes.optim.AdEMAMix8bit",
+    "pagedademamix8bit": "bitsandbytes.optim.PagedAdEMAMix8bit",
+    "adamw4bit": "torchao.optim.AdamW4bit",
+    "adamwfp8": "torchao.optim.AdamWFp8",
+    "adamw_stochastic": "torchao.optim._AdamW",
+    "adamw_kahan": "optimi.AdamW",
+    "lion_kahan": "optimi.Lion",
+    "stableadamw": "optimi.StableAdamW",
+    "adan": "optimi.Adan",
+    "ranger": "optimi.Ranger",
+    "prodigy": "prodigyopt.Prodigy",
+    "adamw_schedulefree": "schedulefree.AdamWScheduleFree",
+    "radam_schedulefree": "schedulefree.RAdamScheduleFree",
+    "sgd_schedulefree": "schedulefree.SGDScheduleFree",
+}
+"""Optimizers of other libraries by short names."""
+_DISTRIBUTIONS = {"optimi": "torch-optimi"}
+"""What is installed for a library that is imported under another name."""
 _UNFIT = {
     "lbfgs": "evaluates the loss several times per step, which a loop over micro-batches does not",
     "sparseadam": "wants sparse gradients, which diffusion models do not have",
@@ -19,13 +42,13 @@ _UNFIT = {
 
 
 def optimizer_class(kind: str) -> type[Any]:
-    """The class that `type` names: one of torch.optim in lower case, or an import path; InputError if there is none."""
-    if "." in kind:
-        return _fit(kind, _imported(kind))
+    """The class that `type` names: one of torch.optim in lower case, one of `NAMED`, or an import path; InputError if there is none."""
+    if "." in kind or kind in NAMED:
+        return _fit(kind, _imported(NAMED.get(kind, kind)))
     known = _torch_optimizers()
     if kind not in known:
-        near = nearest(kind, known)
-        hint = f"did you mean {near!r}?" if near else f"torch.optim has {', '.join(known)}"
+        near = nearest(kind, [*known, *NAMED])
+        hint = f"did you mean {near!r}?" if near else f"torch.optim has {', '.join(known)}, and there are {', '.join(NAMED)}"
         raise InputError(f"type = {shown(kind)}: {hint}; others are named by an import path such as 'bitsandbytes.optim.PagedLion8bit'")
     return _fit(kind, known[kind])
 
@@ -96,7 +119,10 @@ def _imported(path: str) -> type[Any]:
         there = hasattr(module, name)  # some modules import what they name only now
     except (Exception, SystemExit) as error:  # whatever a stranger's module raises; the user is told
         cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"type = {shown(path)}: cannot import {shown(module_name)}: {cause}") from error
+        library = module_name.partition(".")[0]
+        missing = isinstance(error, ModuleNotFoundError) and error.name == library
+        hint = f"; pip install {_DISTRIBUTIONS.get(library, library)}" if missing and path in NAMED.values() else ""
+        raise InputError(f"type = {shown(path)}: cannot import {shown(module_name)}: {cause}{hint}") from error
     if not there:
         raise InputError(f"type = {shown(path)}: {unknown(f'class of {module_name}', name, _optimizers_in(module))}")
     found = getattr(module, name)

@@ -147,9 +147,11 @@ class OptimizerTable(Settings):
     model_config = ConfigDict(extra="allow")
 
     type: str = "adamw"
-    """A class of torch.optim by its lower-case name, or an import path such as `bitsandbytes.optim.PagedLion8bit`."""
+    """A class of torch.optim by its lower-case name, one of a library such as `adamw8bit`, or an import path."""
     lr: float = Field(1e-4, gt=0)
     """Learning rate after warmup."""
+    lr_of: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Learning rates of the modules that plugins add beside the model, by plugin, where they are not `lr`."""
     schedule: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = "constant"
     """How the learning rate falls after the warmup, reaching `end` times `lr` at the last step."""
     warmup: int = Field(0, ge=0, le=MOST_STEPS)
