@@ -35,7 +35,7 @@ def test_every_optimizer_of_torch_but_the_unfit_ones_is_offered_and_accepts_its_
     ("kind", "message"),
     [
         ("adamW", "did you mean 'adamw'?"),
-        ("adanw", "did you mean 'adamw'?"),
+        ("admaw", "did you mean 'adamw'?"),
         ("optimizer", "type = 'optimizer': "),
         ("lbfgs", "LBFGS evaluates the loss several times per step"),
         ("sparseadam", "SparseAdam wants sparse gradients"),

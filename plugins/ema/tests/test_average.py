@@ -70,9 +70,16 @@ def test_weights_are_their_own_again_even_after_an_error() -> None:
     weight = torch.tensor([1.0, 2.0])
     average = Average({"weight": weight}, torch.device("cpu"))
     weight += 1
-    with pytest.raises(KeyError), average.in_place_of({"weight": weight}):
-        assert weight.tolist() == [1, 2]
-        raise KeyError
+    seen = []
+
+    def fail() -> None:
+        with average.in_place_of({"weight": weight}):
+            seen.append(weight.tolist())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert seen == [[1, 2]]
     assert weight.tolist() == [2, 3]
 
 
