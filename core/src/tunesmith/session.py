@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from . import checkpoints
+from .activations import checkpoint_blocks
 from .batch import Field, Source
 from .builtin import CoreAroundObjective, CoreSettings, CoreWithObjective
 from .cache.disk import Cache
@@ -301,7 +302,7 @@ def _load_denoiser(run: Run) -> Trainable:
     run.model = model
     denoiser = model.denoiser
     if run.config.run.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()
+        checkpoint_blocks(model, int(run.config.run.gradient_checkpointing))
     trainable = Trainable(denoiser, model.extra)
     trainable.train()
     if not any(parameter.requires_grad for parameter in trainable.parameters()):

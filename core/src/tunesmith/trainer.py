@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .activations import saved_tensors
 from .batch import LATENTS, LATENTS_STD, Batch, Source, moved
 from .checkpoints import save
 from .data.ahead import Ahead
@@ -83,7 +84,7 @@ class Trainer:
             step = next(steps)
             run.current = step
             try:
-                with run.autocast():
+                with run.autocast(), saved_tensors(run.device, run.config.run.activations):
                     loss = run.hooks.compute_loss(run, step)
                     total = loss.total
                 steps.go_on()  # while the gradient is computed without Python

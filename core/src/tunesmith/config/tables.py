@@ -17,6 +17,8 @@ _STEM = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
 MOST_STEPS = 10**9
 """More steps than any run makes, and few enough for arithmetic."""
+MOST_BLOCKS = 10_000
+"""More blocks than any trunk has."""
 _SIZE = r"[1-9]\d{0,4}x[1-9]\d{0,4}"
 
 
@@ -83,8 +85,10 @@ class RunTable(Settings):
     """Samples in one micro-batch of one process."""
     gradient_accumulation: int = Field(1, ge=1, le=65_536)
     """Micro-batches per optimizer step."""
-    gradient_checkpointing: bool = False
-    """Recompute activations during backward: less memory, about a third more time."""
+    gradient_checkpointing: Literal[True, False] | Annotated[int, Field(ge=2, le=MOST_BLOCKS)] = False
+    """Recompute what happens in blocks during backward: less memory, about a third more time; with a number n only in every n-th one."""
+    activations: Literal["device", "cpu"] = "device"
+    """Where lies what backward needs of forward: `cpu` moves it into pinned memory of the machine, and back when it is its turn."""
     precision: Literal["no", "bf16", "fp16"] = "bf16"
     """Autocast precision of the computation; fp16 needs a GPU."""
     weights: Literal["fp32", "bf16"] = "fp32"
