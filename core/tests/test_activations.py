@@ -35,8 +35,8 @@ class Trunk(nn.Module):
         self.layers = nn.ModuleList([Counted() for _ in range(6)])
         self.call: Any = lambda module, *arguments: module(*arguments)
 
-    def enable_gradient_checkpointing(self, call: Any = partial(checkpoint, use_reentrant=False)) -> None:
-        self.call = call
+    def enable_gradient_checkpointing(self, call: Any = None) -> None:
+        self.call = call or partial(checkpoint, use_reentrant=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         for layer in self.layers:

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from .model import GridConvolution, GridLayout, Model, TrunkModule, take_rows
     from .noise import SigmaSampler, shift_sigma
     from .objective import mix, spread
-    from .paths import InputPath, ModelSource
+    from .paths import InputPath, ModelSource, OutputPath
     from .pipelines.family import PipelineFamily
     from .pipelines.latents import LatentStatistics
     from .pipelines.model import PipelineModel
@@ -101,6 +101,7 @@ _HOMES = {
     "hub": (
         "Component",
         "Origin",
+    "OutputPath",
         "UnreachableError",
         "fetch_files",
         "fetch_tokenizer",
@@ -113,7 +114,7 @@ _HOMES = {
     "loss": ("Loss",),
     "media": ("Clip", "Media", "MediaReader", "MediaWriter", "Report", "SampleRequest", "Wanted", "write_image"),
     "model": ("GridConvolution", "GridLayout", "Model", "TrunkModule", "take_rows"),
-    "paths": ("InputPath", "ModelSource"),
+    "paths": ("InputPath", "ModelSource", "OutputPath"),
     "noise": ("SigmaSampler", "shift_sigma"),
     "objective": ("mix", "spread"),
     "pipelines.family": ("PipelineFamily",),
@@ -175,6 +176,7 @@ __all__ = [
     "ModelSource",
     "NoSettings",
     "Origin",
+    "OutputPath",
     "Part",
     "PartMissing",
     "Piece",

@@ -118,6 +118,10 @@ class Plugin(Generic[S]):
         """The batch fields that this plugin's `encode_batch` writes."""
         return ()
 
+    def alters(self, field: Field) -> str:
+        """What this plugin changes in how a field that another plugin writes is made; it counts in the keys of the cache."""
+        return ""
+
     def media_writers(self) -> Mapping[str, MediaWriter]:
         """Writers for kinds of media that this plugin brings, by kind."""
         return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -236,7 +236,14 @@ def _fields(run: Run) -> list[Field]:
     for field in fields:
         for dataset in run.datasets.values() if field.per_sample else ():
             _check_needs(dataset, field, writers[field.key])
-    return fields
+    return [_altered(field, writers[field.key], run.plugins) for field in fields]
+
+
+def _altered(field: Field, writer: str, plugins: Iterable[Plugin[Any]]) -> Field:
+    """A field whose fingerprint tells what other plugins change in how it is made."""
+    told = [(plugin.name, plugin.alters(field)) for plugin in plugins if plugin.name != writer]
+    changes = [f"{name} {change}" for name, change in told if change]
+    return replace(field, fingerprint=" ".join([field.fingerprint, *changes])) if changes else field
 
 
 def _check_needs(dataset: Dataset, field: Field, writer: str) -> None:

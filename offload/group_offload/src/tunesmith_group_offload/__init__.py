@@ -1,0 +1,5 @@
+"""Group offload for Tunesmith: frozen blocks lie in the memory of the machine and visit the device for their work."""
+
+from .plugin import GroupOffload, GroupOffloadSettings
+
+__all__ = ["GroupOffload", "GroupOffloadSettings"]

@@ -1,0 +1,76 @@
+"""A tiny checkpoint, a few pictures, and a way to run a config on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tunesmith.config import load_config
+from tunesmith.progress import Progress
+from tunesmith.session import run
+from tunesmith_sana import SanaFamily
+
+Runner = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return SanaFamily.tiny(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(4):
+        Image.fromarray(np.full((64, 64, 3), 60 * number, np.uint8)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"shade {number}")
+    return folder
+
+
+@pytest.fixture
+def train(tmp_path: Path, twin: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
+    """Run the common tables and `extra`, with `--set` overrides; gives the run's directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def start(name: str, extra: str, *overrides: str) -> Path:
+        file = tmp_path / f"{name}.toml"
+        file.write_text(
+            f"""
+[run]
+steps = 6
+precision = "no"
+device = "cpu"
+log_every = 1
+
+[model]
+family = "sana"
+path = {str(twin)!r}
+complex_human_instruction = false
+
+[optimizer]
+lr = 1e-2
+
+[[datasets]]
+path = {str(pictures)!r}
+resolution = 64
+
+[checkpoints]
+every = 1
+
+[validation]
+prompts = {{ grey = "a shade" }}
+resolutions = ["64x64"]
+steps = 2
+at_start = false
+
+{extra}
+"""
+        )
+        with Progress("quiet") as progress:
+            return run(load_config(file, overrides), "latest", progress)
+
+    return start
