@@ -93,6 +93,10 @@ class Family(ABC):
     """How many frames before a clip's window the input `history` holds."""
     refuses_quantisation: Mapping[str, str] = MappingProxyType({})
     """Formats in which the frozen weights cannot be kept, such as nf4, each with the reason."""
+    dispatched_attention: str | None = None
+    """Which of the denoiser's attention goes through diffusers' dispatcher of kernels, in words; None where none does."""
+    masks_attention: bool = False
+    """Whether that attention is given masks, which some kernels cannot take."""
     sound: Sound | None = None
     """The sound that clips are trained with, or None."""
     image_to_video: bool = False

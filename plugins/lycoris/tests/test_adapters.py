@@ -152,7 +152,9 @@ FORMULAS: list[tuple[dict[str, Any], float, str | None]] = [
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize(("config", "scale", "dora"), FORMULAS, ids=lambda one: "-".join(map(str, one.values())) if isinstance(one, dict) else "")
+@pytest.mark.parametrize(
+    ("config", "scale", "dora"), FORMULAS, ids=lambda one: "-".join(map(str, one.values())) if isinstance(one, dict) else ""
+)
 @pytest.mark.parametrize("bypass", [None, False], ids=["default", "rebuilt"])
 def test_an_adapted_layer_is_the_formula_of_its_algorithm(
     kind: str, config: dict[str, Any], scale: float, dora: str | None, bypass: bool | None
@@ -186,7 +188,12 @@ def test_ia3_scales_what_goes_in(make: Callable[..., Trained]) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"algo": "ia3"}, {"algo": "full"}, {"algo": "locon", "rank": 2, "bypass_mode": False}, {"algo": "lokr", "factor": 2, "rank": 2, "dora_wd": True}],
+    [
+        {"algo": "ia3"},
+        {"algo": "full"},
+        {"algo": "locon", "rank": 2, "bypass_mode": False},
+        {"algo": "lokr", "factor": 2, "rank": 2, "dora_wd": True},
+    ],
     ids=lambda one: one["algo"],
 )
 def test_an_update_that_is_too_small_for_bf16_weights_still_counts(make: Callable[..., Trained], settings: dict[str, Any]) -> None:
@@ -199,7 +206,9 @@ def test_an_update_that_is_too_small_for_bf16_weights_still_counts(make: Callabl
             parameter.add_(1e-4 if settings["algo"] in ("ia3", "full") or name != "lora_down.weight" else 0)
     x = torch.randn(64, 32)
     with torch.no_grad():
-        exact = expected_weight(layer, layer.lycoris, settings["algo"], 1, "rows" if "dora_wd" in settings else None) - layer.weight.double()
+        exact = (
+            expected_weight(layer, layer.lycoris, settings["algo"], 1, "rows" if "dora_wd" in settings else None) - layer.weight.double()
+        )
         bias = layer.lycoris.bias if settings["algo"] == "full" else None
         expected = functional.linear(x.double(), exact, None if bias is None else bias.double())
         layer.weight.data = layer.weight.data.float()  # the same numbers, so that only the update is rounded, or not
@@ -292,7 +301,9 @@ class Packed(nn.Linear):
         return functional.linear(x, self.whole, self.bias)
 
 
-@pytest.mark.parametrize("config", [one for one, _, dora in FORMULAS if dora is None and one["algo"] not in ("full",)], ids=lambda one: one["algo"])
+@pytest.mark.parametrize(
+    "config", [one for one, _, dora in FORMULAS if dora is None and one["algo"] not in ("full",)], ids=lambda one: one["algo"]
+)
 def test_a_quantised_layer_is_adapted_by_what_it_gives(config: dict[str, Any]) -> None:
     torch.manual_seed(0)
     network: Any = nn.Sequential(Packed(24, 16))

@@ -115,9 +115,7 @@ def test_lycoris_itself_makes_the_same_adapters_of_the_config_and_the_same_funct
     transformer = SanaTransformer2DModel.from_pretrained(twin / "transformer")
     with presets_of_its_own():
         LycorisNetwork.apply_preset(config.pop("apply_preset"))
-        network = create_lycoris(
-            transformer, config.pop("multiplier"), config.pop("linear_dim"), config.pop("linear_alpha"), **config
-        )
+        network = create_lycoris(transformer, config.pop("multiplier"), config.pop("linear_dim"), config.pop("linear_alpha"), **config)
     if settings["algo"] != "full":  # LyCORIS takes a difference for one from its copies
         network.apply_to()
         assert network.state_dict().keys() == load_file(file).keys()

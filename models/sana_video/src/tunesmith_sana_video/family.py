@@ -43,6 +43,8 @@ class SanaVideoFamily(PipelineFamily[SanaVideoSettings]):
     fits = MappingProxyType({"vae": ("z_dim", "in_channels"), "text_encoder": ("hidden_size", "caption_channels")})
     adapter_targets = ("to_q", "to_k", "to_v", "to_out.0")
     refuses = MappingProxyType({"noise": "it is trained at the noise levels of the checkpoint's own flow schedule; take [noise] out"})
+    dispatched_attention = "attention to the prompt, and not the linear attention between tokens"
+    masks_attention = True
     sampling_multiple = 32
     """What `SanaVideoPipeline` demands, whatever the autoencoder."""
     published, prepare = staticmethod(published), staticmethod(keep_full_precision)

@@ -54,6 +54,7 @@ class WanS2VFamily(PipelineFamily[WanS2VSettings]):
     sound = Sound(SAMPLE_RATE, 1, required=True)
     image_to_video_reason = "the first frame of a clip, or the picture of a reference dataset, is given in any case"
     cautions = MappingProxyType({"masked": _MOVES_ALONG})
+    dispatched_attention = "all attention"
     caption_tokens = prompt_length = MAX_TOKENS
     prompt_recipe = str(MAX_TOKENS)
 

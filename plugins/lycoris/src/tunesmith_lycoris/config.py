@@ -255,7 +255,7 @@ def _without_switched_off(found: dict[str, Any]) -> dict[str, Any]:
 
 def _complaint(error: Any) -> str:
     *table, key = error["loc"] or ("it",)
-    where = f' in {".".join(map(str, table))}' if table else ""
+    where = f" in {'.'.join(map(str, table))}" if table else ""
     if error["type"] != "extra_forbidden":
         return f'"{key}"{where}: {error["msg"].removeprefix("Value error, ")}, and not {error["input"]!r}'
     if key in ADVICE:

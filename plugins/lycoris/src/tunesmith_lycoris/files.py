@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tunesmith import InputError
 
 from .adapters import PREFIX, Adapted, Adapters, key_of, lokr_factors
-from .config import NAME, LayerOptions, NetworkConfig
+from .config import NAME, LayerOptions
 
 FOLDER = "diffusers"
 """Folder for what diffusers reads."""
@@ -174,7 +174,9 @@ def start_from(path: Path, tensors: Mapping[str, Tensor], adapters: Adapters) ->
             found = tensors[f"{key_of(layer)}.{name}"]
             if found.shape != target.shape:
                 shapes = f"{list(found.shape)} there and {list(target.shape)} here"
-                raise InputError(f"{path} does not fit: {name} of {layer} is {shapes}; take the `rank` and `factor` that it was trained with")
+                raise InputError(
+                    f"{path} does not fit: {name} of {layer} is {shapes}; take the `rank` and `factor` that it was trained with"
+                )
             if name in ("alpha", "on_input") and not torch.isclose(found.float(), target.float()):
                 setting = "alpha" if name == "alpha" else "train_on_input"
                 raise InputError(f"{path} does not fit: {layer} was trained with {setting} {found.item():g}, and not {target.item():g}")

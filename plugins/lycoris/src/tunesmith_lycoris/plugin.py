@@ -13,7 +13,7 @@ from tunesmith import Config, Family, InputError, Model, Part, Plugin, Run, Stag
 
 from .adapters import Adapters, lokr_factors
 from .config import LayerOptions, NetworkConfig, from_settings, read_config
-from .files import FOLDER, TITLES, check_layers, read, start_from, unreadable_by_diffusers, write
+from .files import TITLES, check_layers, read, start_from, unreadable_by_diffusers, write
 from .settings import LycorisSettings
 from .targets import NoMatch, expression, select_layers
 
@@ -22,7 +22,7 @@ class Lycoris(Plugin[LycorisSettings]):
     """Train adapters of LyCORIS and leave the denoiser itself as it is (2309.14859)."""
 
     stage = Stage.ADAPT
-    conflicts = {"lora": "both adapt the denoiser, and what each saves would only be right with the other; algo = \"locon\" is LoRA"}
+    conflicts = {"lora": 'both adapt the denoiser, and what each saves would only be right with the other; algo = "locon" is LoRA'}
 
     def __init__(self, name: str, settings: LycorisSettings) -> None:
         super().__init__(name, settings)

@@ -1,0 +1,161 @@
+"""Which kernel computes attention, when, and what is refused."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from PIL import Image
+from safetensors.torch import load_file
+
+from tunesmith.config import ConfigErrors, load_config
+from tunesmith.progress import Progress
+from tunesmith.session import run
+from tunesmith_attention.plugin import KERNELS, WITHOUT_MASKS, refusal
+from tunesmith_sana import SanaFamily
+from tunesmith_sana_video import SanaVideoFamily
+
+Runner = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return SanaVideoFamily.tiny(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def train(tmp_path: Path, twin: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
+    """Train on two pictures, with `extra` and overrides; gives the run's directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    for number in range(2):
+        Image.fromarray(np.full((64, 64, 3), 90 * number, np.uint8)).save(tmp_path / f"pictures/{number}.png")
+        (tmp_path / f"pictures/{number}.txt").write_text(f"shade {number}")
+
+    def start(name: str, extra: str, *overrides: str) -> Path:
+        file = tmp_path / f"{name}.toml"
+        file.write_text(
+            f"""
+[run]
+steps = 2
+precision = "no"
+device = "cpu"
+
+[model]
+family = "sana_video"
+path = {str(twin)!r}
+
+[[datasets]]
+path = "pictures"
+resolution = 64
+
+[validation]
+prompts = {{ grey = "a shade" }}
+resolutions = ["64x64"]
+num_frames = 1
+steps = 1
+at_start = false
+
+[plugins.video]
+
+{extra}
+"""
+        )
+        with Progress("quiet") as progress:
+            return run(load_config(file, overrides), "latest", progress)
+
+    return start
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, bool]]:
+    """How often each kernel was called, with gradients and without."""
+    counted: Counter[tuple[str, bool]] = Counter()
+
+    def watched(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+        def call(**given: Any) -> Any:
+            counted[name, torch.is_grad_enabled()] += 1
+            return kernel(**given)
+
+        return call
+
+    for name, kernel in list(_AttentionBackendRegistry._backends.items()):
+        monkeypatch.setitem(_AttentionBackendRegistry._backends, name, watched(AttentionBackendName(name).value, kernel))
+    return counted
+
+
+TABLE = '[plugins.attention]\ntraining = "native"\nvalidation = "_native_math"\n'
+
+OTHER = '[plugins.attention]\ntraining = "_native_math"\n'
+
+
+@pytest.mark.parametrize(("checkpointing", "forwards"), [("false", 1), ("true", 2)])
+def test_each_phase_has_its_kernel_also_when_blocks_run_again(
+    train: Runner, calls: Counter[Any], checkpointing: str, forwards: int
+) -> None:
+    blocks = 4
+    train("chosen", TABLE, f"run.gradient_checkpointing={checkpointing}")
+    assert calls["native", True] == 2 * blocks * forwards
+    assert calls["_native_math", False] == blocks
+    assert set(calls) == {("native", True), ("_native_math", False)}
+    assert _AttentionBackendRegistry._active_backend == AttentionBackendName.NATIVE
+
+
+def test_another_kernel_learns_the_same(train: Runner) -> None:
+    plain, chosen = (
+        train(name, table) / "final/transformer/diffusion_pytorch_model.safetensors" for name, table in (("a", ""), ("b", OTHER))
+    )
+    first, second = load_file(plain), load_file(chosen)
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "trains", "sentence"),
+    [
+        ("flsh", True, "there is no such kernel; diffusers has flash, "),
+        ("sage", True, "it computes no gradient; use it for validation"),
+        ("_sage_qk_int8_pv_fp16_cuda", True, "it computes no gradient"),
+        ("sage", False, "it needs a GPU; on a CPU there are native, _native_flash, _native_math"),
+        ("flex", True, "it needs a GPU"),
+    ],
+)
+def test_a_kernel_that_cannot_be_used_is_refused_by_name(kernel: str, trains: bool, sentence: str) -> None:
+    assert sentence in str(refusal(kernel, "cpu", trains=trains, masks=False))
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert "install `flash-attn" in str(refusal("flash", "cuda", trains=True, masks=False))
+
+
+def test_every_kernel_of_diffusers_gets_an_answer_on_a_cpu() -> None:
+    assert {name for name in KERNELS if refusal(name, "cpu", trains=True, masks=False) is None} == {
+        "native",
+        "_native_flash",
+        "_native_math",
+    }
+
+
+def test_a_family_that_would_ignore_it_refuses(train: Runner, tmp_path: Path) -> None:
+    sana = SanaFamily.tiny(tmp_path / "sana")
+    with pytest.raises(ConfigErrors, match=r"sana computes attention by itself and would ignore every kernel"):
+        train("ignored", TABLE, "model.family='sana'", f"model.path={str(sana)!r}", "validation.num_frames=1")
+
+
+def test_kernels_without_masks_are_those_that_diffusers_lets_fail(train: Runner) -> None:
+    """Each of them raises where it is given a mask, before it looks at anything else."""
+    refusing = set()
+    for name, kernel in _AttentionBackendRegistry._backends.items():
+        if "`attn_mask` is not supported" in inspect.getsource(kernel):
+            refusing.add(AttentionBackendName(name).value)
+    assert refusing == WITHOUT_MASKS
+    with pytest.raises(ConfigErrors, match=r"_native_flash.*it takes no mask"):
+        train("masked", '[plugins.attention]\ntraining = "_native_flash"\n')
