@@ -96,12 +96,12 @@ OPERATIONS: dict[int, Callable[..., Tensor]] = {2: functional.linear, 3: functio
 
 
 def factor(adapter: Any, name: str) -> Tensor:
-    found = dict(adapter.named_parameters())
+    found: dict[str, Tensor] = dict(adapter.named_parameters())
     weight = found[f"lokr_{name}"] if f"lokr_{name}" in found else found[f"lokr_{name}_a"] @ found[f"lokr_{name}_b"]
     return weight.detach().double()
 
 
-def expected_weight(layer: Any, adapter: Any, algo: str, scale: float, dora: str | None) -> Tensor:
+def expected_weight(layer: Any, adapter: Any, algo: str, scale: float, dora: str | None) -> Any:
     """The layer's weight with its update in float64, by the formulas of the papers."""
     weight, shape = layer.weight.detach().double(), layer.weight.shape
     values = {name: value.detach().double() for name, value in adapter.named_parameters()}
@@ -307,7 +307,7 @@ class Packed(nn.Linear):
 def test_a_quantised_layer_is_adapted_by_what_it_gives(config: dict[str, Any]) -> None:
     torch.manual_seed(0)
     network: Any = nn.Sequential(Packed(24, 16))
-    network_config = NetworkConfig(**config, bypass_mode=False, apply_preset=Preset(target_module=("Packed",)))
+    network_config = NetworkConfig(**config, bypass_mode=False, apply_preset=Preset(target_module=("Linear",)))
     adapters = Adapters(network, select_layers(network, network_config), network_config)
     x, plain = torch.randn(5, 24), network[0].whole
     assert torch.equal(network(x), functional.linear(x, plain, network[0].bias))
@@ -322,7 +322,7 @@ def test_a_quantised_layer_is_adapted_by_what_it_gives(config: dict[str, Any]) -
 @pytest.mark.parametrize("config", [{"algo": "full"}, {"algo": "locon", "dora_wd": True}], ids=["full", "dora"])
 def test_what_needs_the_weight_itself_is_refused_on_a_quantised_layer(config: dict[str, Any]) -> None:
     network = nn.Sequential(Packed(24, 16))
-    network_config = NetworkConfig(linear_dim=2, **config, apply_preset=Preset(target_module=("Packed",)))
+    network_config = NetworkConfig(linear_dim=2, **config, apply_preset=Preset(target_module=("Linear",)))
     with pytest.raises(InputError, match="of 0, whose weight is quantised; use lokr"):
         Adapters(network, select_layers(network, network_config), network_config)
 

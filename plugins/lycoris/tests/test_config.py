@@ -98,12 +98,16 @@ def test_no_preset_is_applied_to_the_class_that_all_networks_share(make: Callabl
         ),
         (
             {"apply_preset": {"target_module": ["Attention", "FeedForward"]}},
-            r"'FeedForward' is no class .*there are .*Attention, GLUMBConv",
+            r"no modules of the class FeedForward .*Attention, GLUMBConv",
         ),
         ({"apply_preset": {"target_module": [], "target_name": ["attn1"]}}, r"'attn1' matches no Linear.*the nearest are attn1\.to_"),
         (
             {"apply_preset": {"target_module": ["Attention"], "name_algo_map": {r".*attn1\.to_q": {"factor": 2}}, "module_algo_map": {}}},
             r"reaches only layers of SanaTransformer2DModel that other targets have reached before",
+        ),
+        (
+            {"apply_preset": {"target_module": ["Attention", "SanaTransformerBlock"]}},
+            r"within Attention are adapted by other targets already",
         ),
         ({"apply_preset": {"exclude_name": ["."]}}, r"no layer of SanaTransformer2DModel is adapted"),
         ({"dora_wd": True, "bypass_mode": True}, r"DoRA of lokr cannot be added to what a layer gives"),
@@ -151,7 +155,7 @@ def test_keys_of_a_config_that_its_algorithm_does_not_read_are_told(twin: Path, 
     assert remarks == ["adapts 32 layers by LoCon", '"factor" of "Attention" does nothing with locon']
 
 
-def test_layers_whose_factors_stay_whole_are_told(twin: Path) -> None:
+def test_arguments_that_count_for_nothing_in_layers_so_small_are_told(twin: Path) -> None:
     _, run = stand_in(twin)
 
     def told(**settings: Any) -> str:
@@ -159,7 +163,24 @@ def test_layers_whose_factors_stay_whole_are_told(twin: Path) -> None:
 
     assert "rank and alpha count for nothing in 32 layers" in told(rank=4)  # 32 x 32 is 4 x 4 times 8 x 8
     assert "count for nothing" not in told(rank=3)
+    assert "decompose_both counts for nothing" in told(rank=3, decompose_both=True)
+    assert "decompose_both" not in told(rank=1, decompose_both=True)
+    assert "use_tucker counts for nothing" in told(rank=3, use_tucker=True)
+    assert "use_tucker" not in told(rank=3, use_tucker=True, targets=("to_q", "conv_depth"))
     assert "count for nothing" not in told(full_matrix=True)
+
+
+def test_layers_that_make_a_second_weight_are_told_with_what_it_takes(twin: Path) -> None:
+    _, run = stand_in(twin)
+
+    def told(**settings: Any) -> str:
+        return " ".join(Lycoris("lycoris", LycorisSettings(rank=1, **settings)).remarks(run.config, run.family))
+
+    assert "second weight" not in told()
+    assert "second weight" not in told(algo="locon")
+    assert "32 layers make a second weight" in told(dora_wd=True)
+    assert "32 layers make a second weight" in told(algo="loha")
+    assert "36 layers make" in told(algo="loha", targets=("to_q", "to_k", "to_v", "to_out.0", "conv_depth"))
 
 
 def test_alpha_is_the_rank_of_each_layer_unless_it_is_given(twin: Path) -> None:
@@ -218,6 +239,7 @@ def test_a_target_that_cannot_be_adapted_is_a_problem_of_the_config(twin: Path, 
         ({"full_matrix": True, "rank": 4}, r"`rank` does nothing with `full_matrix`"),
         ({"full_matrix": True, "alpha": 4}, r"`alpha` does nothing with `full_matrix`"),
         ({"overrides": {"to_q": {"full_matrix": True, "rank": 4}}}, r"`rank` does nothing with `full_matrix`"),
+        ({"dora_wd": True, "overrides": {"to_q": {"dora_wd": False, "wd_on_output": False}}}, r"`wd_on_output` does nothing"),
         ({"wd_on_output": False}, r"`wd_on_output` does nothing without `dora_wd`"),
         ({"factor": 0}, r"0 is no size of a factor"),
         ({"targets": []}, r"at least 1"),

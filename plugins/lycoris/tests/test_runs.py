@@ -26,7 +26,11 @@ from tunesmith.session import assemble, run
 
 TABLES = {
     "lokr": "[plugins.lycoris]\nrank = 1\nalpha = 2\nfactor = 4",
-    "dora": '[plugins.lycoris]\nalgo = "locon"\nrank = 2\ndora_wd = true\noverrides = { "attn2.to_k" = { algo = "ia3" }, proj_out = { algo = "full" } }',
+    "dora": """[plugins.lycoris]
+algo = "locon"
+rank = 2
+dora_wd = true
+overrides = { "attn2.to_k" = { algo = "ia3" }, proj_out = { algo = "full" } }""",
 }
 
 

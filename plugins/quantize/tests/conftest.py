@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,27 @@ from tunesmith.progress import Progress
 from tunesmith.session import run
 from tunesmith_sana import SanaFamily
 
-Runner = Callable[..., Path]
+
+@dataclass(frozen=True)
+class Result:
+    """The directory of a run that is over, and what it said."""
+
+    path: Path
+    messages: str
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of each step."""
+        events = map(json.loads, (self.path / "events.jsonl").read_text().splitlines())
+        return [event["loss"] for event in events if event["event"] == "step"]
+
+    @property
+    def adapter(self) -> Path:
+        """The LoRA file of the finished run."""
+        return self.path / "final/pytorch_lora_weights.safetensors"
+
+
+Runner = Callable[..., Result]
 
 
 @pytest.fixture(scope="session")
@@ -32,16 +55,15 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def train(tmp_path: Path, twin: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
-    """Run the common tables and `extra`, with `--set` overrides; gives the run's directory."""
-    monkeypatch.chdir(tmp_path)
+def write(tmp_path: Path, twin: Path, pictures: Path) -> Callable[[str, str], Path]:
+    """A config of the common tables and `extra`, in a file of this name."""
 
-    def start(name: str, extra: str, *overrides: str) -> Path:
+    def written(name: str, extra: str) -> Path:
         file = tmp_path / f"{name}.toml"
         file.write_text(
             f"""
 [run]
-steps = 6
+steps = 4
 precision = "no"
 device = "cpu"
 log_every = 1
@@ -59,18 +81,25 @@ path = {str(pictures)!r}
 resolution = 64
 
 [checkpoints]
-every = 1
-
-[validation]
-prompts = {{ grey = "a shade" }}
-resolutions = ["64x64"]
-steps = 2
-at_start = false
+every = false
 
 {extra}
 """
         )
-        with Progress("quiet") as progress:
-            return run(load_config(file, overrides), "latest", progress)
+        return file
+
+    return written
+
+
+@pytest.fixture
+def train(tmp_path: Path, write: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch) -> Runner:
+    """Run such a config, with `--set` overrides."""
+    monkeypatch.chdir(tmp_path)
+
+    def start(name: str, extra: str, *overrides: str) -> Result:
+        told = StringIO()
+        with Progress("auto", told) as progress:
+            path = run(load_config(write(name, extra), overrides), "latest", progress)
+        return Result(path, told.getvalue())
 
     return start

@@ -27,7 +27,8 @@ BLOCK, GROUP = 64, 128
 
 
 def gaussian(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    return (torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))) * 0.05).to(dtype)
+    """Values that half precision has, in which bitsandbytes reads what it packs in int8."""
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))) * 0.05).half().to(dtype)
 
 
 def nearest(matrix: Tensor, levels: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def in_fp8(matrix: Tensor) -> Tensor:
 FORMULAS: dict[FormatName, Callable[[Tensor], Tensor]] = {
     "nf4-bnb": lambda matrix: nearest(matrix, NF4),
     "fp4-bnb": lambda matrix: nearest(matrix, FP4),
-    "int8-bnb": lambda matrix: by_row(matrix.half().float(), 127, -127, 127),
+    "int8-bnb": lambda matrix: by_row(matrix, 127, -127, 127),
     "int8-torchao": lambda matrix: by_row(matrix, 127.5, -128, 127),
     "int4-torchao": in_int4,
     "fp8-torchao": in_fp8,

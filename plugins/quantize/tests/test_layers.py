@@ -45,6 +45,7 @@ def test_output_and_gradient_are_those_of_the_unpacked_weight(kind: str, name: F
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
     assert isinstance(made, nn.Linear if kind == "linear" else nn.Conv2d)
     assert isinstance(made, QuantizedLinear if kind == "linear" else QuantizedPointwise)
+    assert made.weight.ndim == layer.weight.ndim
     assert not any(parameter.requires_grad for parameter in made.parameters())
 
 
@@ -78,7 +79,12 @@ def test_no_unpacked_weight_outlives_its_product(name: FormatName, monkeypatch: 
 
     monkeypatch.setattr(made, "matrix", watched)
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = made(states.requires_grad_())
     assert (len(unpacked), unpacked[0](), kept) == (1, None, [])
     output.sum().backward()

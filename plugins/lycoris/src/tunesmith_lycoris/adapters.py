@@ -59,19 +59,16 @@ class Ia3(IA3Module):  # type: ignore[misc, unused-ignore]
     The bias is not scaled, as in the weights that other programs merge from a file.
     """
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The layer with its scale."""
         if _drops_module(self):
-            given: Tensor = self.org_forward(x, *args, **kwargs)
-            return given
-        weight = self.weight.to(x.dtype)
+            return self.org_forward(x, *args, **kwargs)
         if self.train_input:
-            given = self.org_forward(x * (1 + weight), *args, **kwargs)
-            return given
-        given = self.org_forward(x, *args, **kwargs)
+            return self.org_forward(x * (1 + self.weight.to(x.dtype)), *args, **kwargs)
+        given: Tensor = self.org_forward(x, *args, **kwargs)
         bias = self.org_module[0].bias
         channels = given if bias is None else given - bias.detach().to(given.dtype).view(-1, *[1] * (self.weight.dim() - 2))
-        return given + channels * weight.to(given.dtype)
+        return given + channels * self.weight.to(given.dtype)
 
 
 class Full(FullModule):  # type: ignore[misc, unused-ignore]
@@ -79,7 +76,8 @@ class Full(FullModule):  # type: ignore[misc, unused-ignore]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._org_weight, self.org_bias = [], None  # copies on the CPU, which only merging needs
+        self._org_weight: list[Tensor] = []  # a copy on the CPU, which only merging needs, as is the next
+        self.org_bias = None
         self.float()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -125,10 +123,19 @@ def bypasses(layer: nn.Module, options: LayerOptions, config: NetworkConfig) -> 
     if options.weight_decompose:
         return False
     if not isinstance(layer, nn.Linear):
-        plain = layer.groups == 1 and all(step == 1 for step in layer.dilation)  # type: ignore[union-attr, arg-type]
+        plain = layer.groups == 1 and all(step == 1 for step in layer.dilation)  # type: ignore[union-attr]
         if not plain or config.rank_dropout:
             return False
     return options.bypass_mode is not False
+
+
+def made_weight(layer: nn.Module, options: LayerOptions, config: NetworkConfig) -> int:
+    """How many numbers are made whenever the layer is called: as many as its weight has, or none."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    if options.algo == "loha" or (options.algo in LOW_RANK and not bypasses(layer, options, config)):
+        return weight.numel()
+    return 0
 
 
 def is_quantised(layer: nn.Module) -> bool:
@@ -136,6 +143,11 @@ def is_quantised(layer: nn.Module) -> bool:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return not weight.is_floating_point() or type(weight.data) is not Tensor
+
+
+def is_wide(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution with a kernel above 1."""
+    return not isinstance(layer, nn.Linear) and any(size != 1 for size in layer.kernel_size)  # type: ignore[union-attr]
 
 
 def lokr_factors(layer: nn.Module, options: LayerOptions) -> tuple[tuple[int, int], tuple[int, int]]:

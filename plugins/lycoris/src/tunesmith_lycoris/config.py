@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tunesmith import InputError
 
-from .settings import USED_BY, Algorithm, LayerSettings, LycorisSettings
+from .settings import USED_BY, Algorithm, LayerSettings, LycorisSettings, inherited
 from .targets import expression
 
 NAME = "lycoris_config.json"
@@ -162,13 +162,13 @@ class NetworkConfig(_Arguments):
             rank=rank,
             alpha=alpha,
             factor=self.factor if one.factor is None else one.factor,
-            full_matrix=_first(one.full_matrix, self.full_matrix),
-            decompose_both=_first(one.decompose_both, self.decompose_both),
-            unbalanced_factorization=_first(one.unbalanced_factorization, self.unbalanced_factorization),
-            use_tucker=_first(one.use_tucker, self.use_tucker),
-            weight_decompose=_first(one.weight_decompose, self.dora_wd),
-            wd_on_out=_first(one.wd_on_out, self.wd_on_output),
-            train_on_input=_first(one.train_on_input, self.train_on_input),
+            full_matrix=inherited(one.full_matrix, self.full_matrix),
+            decompose_both=inherited(one.decompose_both, self.decompose_both),
+            unbalanced_factorization=inherited(one.unbalanced_factorization, self.unbalanced_factorization),
+            use_tucker=inherited(one.use_tucker, self.use_tucker),
+            weight_decompose=inherited(one.weight_decompose, self.dora_wd),
+            wd_on_out=inherited(one.wd_on_out, self.wd_on_output),
+            train_on_input=inherited(one.train_on_input, self.train_on_input),
             bypass_mode=self.bypass_mode if one.bypass_mode is None else one.bypass_mode,
         )
 
@@ -208,10 +208,6 @@ class NetworkConfig(_Arguments):
         needed = self.model_dump(mode="json", include=set(self.required) - {"apply_preset"})
         alpha = self.linear_alpha or float(self.linear_dim)
         return json.dumps({**needed, **said, "linear_alpha": alpha}, indent=2) + "\n"
-
-
-def _first(own: bool | None, common: bool) -> bool:
-    return common if own is None else own
 
 
 def from_settings(settings: LycorisSettings, targets: tuple[str, ...]) -> NetworkConfig:

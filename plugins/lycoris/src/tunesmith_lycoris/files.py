@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tunesmith import InputError
 
-from .adapters import PREFIX, Adapted, Adapters, key_of, lokr_factors
+from .adapters import PREFIX, Adapted, Adapters, is_wide, key_of, lokr_factors
 from .config import NAME, LayerOptions
 
 FOLDER = "diffusers"
@@ -29,7 +29,7 @@ TITLES = {"lokr": "LoKr", "loha": "LoHa", "locon": "LoCon", "ia3": "(IA)^3", "fu
 
 
 def write(folder: Path, adapters: Adapters) -> None:
-    """Write `pytorch_lora_weights.safetensors` with its lycoris_config.json, and below `diffusers/` one for diffusers if there can be one."""
+    """Write `pytorch_lora_weights.safetensors` with its lycoris_config.json, and below `diffusers/` one that diffusers reads, if it can."""
     folder.mkdir(parents=True, exist_ok=True)
     described = adapters.config.as_json()
     weights = {f"{key_of(path)}.{name}": value for path, one in adapters.layers.items() for name, value in one.tensors().items()}
@@ -80,7 +80,7 @@ def _obstacles(path: str, layer: nn.Module, options: LayerOptions) -> Iterator[s
     convolves = not isinstance(layer, nn.Linear)
     if convolves and layer.groups != 1:
         yield f"it knows no such adapter for {path}, a convolution of {layer.groups} groups"
-    if convolves and options.use_tucker and any(size != 1 for size in layer.kernel_size):  # type: ignore[union-attr, arg-type]
+    if options.use_tucker and is_wide(layer):
         yield "it knows no kernels in Tucker's decomposition"
     if options.algo == "lokr":
         if options.weight_decompose:
@@ -184,8 +184,9 @@ def start_from(path: Path, tensors: Mapping[str, Tensor], adapters: Adapters) ->
                 target.copy_(found)
 
 
-def _refuse(path: Path, expected: set[str] | object, found: set[str] | object) -> None:
-    here, there = set(expected), set(found)  # type: ignore[call-overload]
+def _refuse(path: Path, expected: Iterable[str], found: Iterable[str]) -> None:
+    """InputError if names are not the same."""
+    here, there = set(expected), set(found)
     for problem, names in {"has nothing for": sorted(here - there), "has weights beyond `targets` for": sorted(there - here)}.items():
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""

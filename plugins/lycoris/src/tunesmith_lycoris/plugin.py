@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from tunesmith import Config, Family, InputError, Model, Part, Plugin, Run, Stage, Wrapper, hookimpl
 
-from .adapters import Adapters, lokr_factors
+from .adapters import Adapters, is_wide, lokr_factors, made_weight
 from .config import LayerOptions, NetworkConfig, from_settings, read_config
 from .files import TITLES, check_layers, read, start_from, unreadable_by_diffusers, write
-from .settings import LycorisSettings
+from .settings import LOW_RANK, LycorisSettings
 from .targets import NoMatch, expression, select_layers
 
 
@@ -22,7 +23,9 @@ class Lycoris(Plugin[LycorisSettings]):
     """Train adapters of LyCORIS and leave the denoiser itself as it is (2309.14859)."""
 
     stage = Stage.ADAPT
-    conflicts = {"lora": 'both adapt the denoiser, and what each saves would only be right with the other; algo = "locon" is LoRA'}
+    conflicts: ClassVar[Mapping[str, str]] = {
+        "lora": 'both adapt the denoiser, and what each saves would be right with the other alone; `algo = "locon"` is LoRA'
+    }
 
     def __init__(self, name: str, settings: LycorisSettings) -> None:
         super().__init__(name, settings)
@@ -58,11 +61,12 @@ class Lycoris(Plugin[LycorisSettings]):
         if self.settings.config is not None:
             yield from network_config.ignored()
         adapted = {path: (network.get_submodule(path), options) for path, options in layers.items()}
-        whole = sum(_is_whole(layer, options) for layer, options in adapted.values())
-        if whole:
+        yield from _idle(adapted.values())
+        second = [one for one in (made_weight(*pair, network_config) for pair in adapted.values()) if one]
+        if second:
             yield (
-                f"rank and alpha count for nothing in {whole} layers: their second LoKr factor is smaller than twice the rank "
-                "and is kept whole; a smaller `rank` or `factor` changes that"
+                f"{len(second)} layers make a second weight for every prediction, as LoHa, DoRA and `bypass_mode = false` do: in fp32 "
+                f"{sum(second) * 4 / 1e9:.2f} GB are kept until backward, or those of one block with `[run] gradient_checkpointing`"
             )
         reason = unreadable_by_diffusers(adapted)
         if reason is not None:
@@ -109,9 +113,20 @@ class Lycoris(Plugin[LycorisSettings]):
         return select_layers(network, config, written)
 
 
-def _is_whole(layer: nn.Module, options: LayerOptions) -> bool:
-    """Whether LoKr keeps a factor whole that the settings would have decomposed."""
-    if options.algo != "lokr" or options.full_matrix:
-        return False
-    _, second = lokr_factors(layer, options)
-    return options.rank >= max(second) / 2
+def _idle(adapted: Collection[tuple[nn.Module, LayerOptions]]) -> Iterator[str]:
+    """Arguments that count for nothing in layers of these sizes."""
+    decomposed = [
+        (lokr_factors(layer, options), options) for layer, options in adapted if options.algo == "lokr" and not options.full_matrix
+    ]
+    whole = sum(options.rank >= max(second) / 2 for (_, second), options in decomposed)
+    if whole:
+        yield (
+            f"rank and alpha count for nothing in {whole} layers: the sides of their second LoKr factor are at most twice the rank, "
+            "so it is kept whole; a smaller `rank` or `factor` changes that"
+        )
+    both = [options.rank >= max(first) / 2 for (first, _), options in decomposed if options.decompose_both]
+    if both and all(both):
+        yield "decompose_both counts for nothing: the sides of every first LoKr factor are at most twice the rank"
+    kernels = [is_wide(layer) for layer, options in adapted if options.use_tucker and options.algo in LOW_RANK]
+    if kernels and not any(kernels):
+        yield "use_tucker counts for nothing: no adapted layer is a convolution with a kernel above 1"

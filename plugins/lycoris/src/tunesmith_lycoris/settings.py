@@ -95,8 +95,8 @@ class LycorisSettings(Settings):
     train_on_input: bool = False
     """Of (IA)^3: scale what goes into the layers, and not what comes out of them."""
     bypass_mode: bool | None = None
-    """Add the update to what a layer gives, which needs no second weight in memory, or else to its weight; both are the same function.
-    By default wherever that is exact."""
+    """Add the update to what a layer gives, which with LoKr and LoCon needs no second weight in memory, or else to its weight; both are the
+    same function. By default wherever that is exact."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of the update's outputs that are zeroed while training, where the update is added to what the layer gives."""
     rank_dropout: float = Field(0.0, ge=0, lt=1)
@@ -151,13 +151,24 @@ class LycorisSettings(Settings):
             yield from _ignored(one.model_fields_set, {one.algo or self.algo}, where)
             if not one.model_fields_set:
                 yield f"nothing is other{where}: say what, or take it out"
-        for one in (self, *self.overrides.values()):
-            if (self.full_matrix if one.full_matrix is None else one.full_matrix) and (one.algo or self.algo) == "lokr":
-                lost = one.model_fields_set & {"rank", "alpha", "decompose_both", "use_tucker"}
-                if lost and (one is not self or algorithms == {"lokr"}):
-                    yield f"`{min(lost)}` does nothing with `full_matrix`: take one of them out"
-        if "wd_on_output" in self.model_fields_set and not any(one.dora_wd for one in (self, *self.overrides.values())):
+        own = (self.full_matrix, self.model_fields_set if algorithms == {"lokr"} else set(), self.algo)
+        others = [
+            (inherited(one.full_matrix, self.full_matrix), one.model_fields_set, one.algo or self.algo) for one in self.overrides.values()
+        ]
+        for full_matrix, written, algorithm in (own, *others):
+            lost = written & {"rank", "alpha", "decompose_both", "use_tucker"}
+            if full_matrix and lost and algorithm == "lokr":
+                yield f"`{min(lost)}` does nothing with `full_matrix`: take one of them out"
+        decomposed = [inherited(one.dora_wd, self.dora_wd) for one in self.overrides.values()]
+        lengths = ["wd_on_output" in one.model_fields_set for one in self.overrides.values()]
+        idle = any(named and not used for named, used in zip(lengths, decomposed, strict=True))
+        if idle or ("wd_on_output" in self.model_fields_set and not (self.dora_wd or any(decomposed))):
             yield "`wd_on_output` does nothing without `dora_wd`: take it out, or set `dora_wd = true`"
+
+
+def inherited(own: bool | None, common: bool) -> bool:
+    """What counts for some layers: their own setting, or else the one for all."""
+    return common if own is None else own
 
 
 def _ignored(written: Iterable[str], algorithms: Iterable[str], where: str) -> Iterator[str]:

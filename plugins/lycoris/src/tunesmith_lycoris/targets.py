@@ -70,7 +70,7 @@ class _Selection:
     def run(self) -> None:
         """Fill `layers`, and `effective` with the targets that reached one."""
         for path, module in self.network.named_modules():
-            kind = type(module).__name__
+            kind = _class(module)
             matched = [name for name in self.names if name == path or self.matches(name, path)]
             if self.excluded(path):
                 continue
@@ -82,7 +82,7 @@ class _Selection:
     def walk(self, path: str, root: nn.Module, module_config: ModuleConfig | None, target: str) -> None:
         """Add all layers within a module; those of a class with arguments of its own get these."""
         for name, module in root.named_modules():
-            inner, kind = ".".join(filter(None, (path, name))), type(module).__name__
+            inner, kind = ".".join(filter(None, (path, name))), _class(module)
             if self.excluded(inner):
                 continue
             if kind in self.preset.module_algo_map and module is not root:
@@ -115,19 +115,33 @@ class _Selection:
         return fnmatch.fnmatch(path, name) if self.preset.use_fnmatch else re.match(name, path) is not None
 
 
+def _class(module: nn.Module) -> str:
+    """What a preset calls a module; a layer is called as it was before it was quantised."""
+    plain = next((kind for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, kind)), type(module))
+    return plain.__name__
+
+
 def _no_match(network: nn.Module, target: str, written: str, names: Iterable[str]) -> str:
     """What to say of a target that adapts nothing: the nearest names, or all of them."""
-    paths = [path for path, module in network.named_modules() if isinstance(module, Layer)]
     kind = type(network).__name__
     if target not in names:
-        around = {type(network.get_submodule(path.rpartition(".")[0])).__name__ for path in paths}
-        return f"{written!r} is no class of a module of {kind} whose layers are not adapted already; there are {', '.join(sorted(around))}"
+        return _no_class(network, target)
+    paths = [path for path, module in network.named_modules() if isinstance(module, Layer)]
     if any(re.match(target, path) for path in paths):
         return f"{written!r} reaches only layers of {kind} that other targets have reached before: take it out, or those"
     known = list(dict.fromkeys(_ending(path, length) for length in (1, 2) for path in paths))
     near = difflib.get_close_matches(written, known, _MOST_NAMED)
     named = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(dict.fromkeys(_ending(path, 1) for path in paths))}"
     return f"lycoris target {written!r} matches no Linear or convolution layer of {kind}; {named}"
+
+
+def _no_class(network: nn.Module, target: str) -> str:
+    """What to say of a class of modules whose layers are none, or are adapted by another target."""
+    within = [type(module) for module in network.modules() if any(isinstance(one, Layer) for one in module.modules())]
+    if target in {one.__name__ for one in within}:
+        return f"all layers of {type(network).__name__} within {target} are adapted by other targets already: take it out, or those"
+    own = sorted({one.__name__ for one in within if not one.__module__.startswith("torch.")})
+    return f"{type(network).__name__} has no modules of the class {target} with layers to adapt; there are {', '.join(own)}"
 
 
 def _ending(path: str, length: int) -> str:

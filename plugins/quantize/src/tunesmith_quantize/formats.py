@@ -62,9 +62,8 @@ class Format(ABC):
         except ModuleNotFoundError as error:
             return f"{error.name} is not installed: pip install '{self.install}'"
         except (ImportError, RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError) as error:
-            return (
-                f"{self.install} cannot do it on {' and '.join(sorted({device.type for device in devices}))}: {str(error).splitlines()[0]}"
-            )
+            kinds = " and ".join(sorted({device.type for device in devices}))
+            return f"it cannot be had on {kinds}: {str(error).splitlines()[0]}"
         return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,25 +34,37 @@ class _Product(torch.autograd.Function):
 
 
 class _Quantized(nn.Module):
-    """What both kinds of layers share: `weight` is the packed data, scales are buffers, and neither is trained."""
+    """What both kinds of layers share: `weight` is the packed data, scales are buffers, and neither is trained.
 
-    format: Format
+    Before `hold` one is a plain layer: peft makes the parts of an adapter by the type of the convolution that it adapts.
+    """
+
+    format: Format | None = None
+    rank: ClassVar[int]
+    """Dimensions of the weight, which adapters count to know what they adapt."""
 
     def hold(self, format: Format, packed: Packed, bias: Tensor | None) -> None:
         """Take a packed matrix in place of the weight."""
-        self.format, self._layout, self._scales = format, packed.layout, tuple(packed.scales)
-        self.register_parameter("weight", nn.Parameter(packed.data, requires_grad=False))
+        data = packed.data
+        self.format, self._layout, self._shape, self._scales = format, packed.layout, data.shape, tuple(packed.scales)
+        self.register_parameter("weight", nn.Parameter(data.reshape(*data.shape, *[1] * (self.rank - data.ndim)), requires_grad=False))
         self.register_parameter("bias", cast(nn.Parameter | None, bias))
         for name, scale in packed.scales.items():
             self.register_buffer(f"scale_{name}", scale)
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
-        """The weight [out, in], as near as the format has it."""
+        """The weight [out, in], as near as the format has it; RuntimeError where none is held."""
+        if self.format is None:
+            raise RuntimeError("the layer holds no packed weight")
         scales = {name: getattr(self, f"scale_{name}") for name in self._scales}
-        return self.format.unpack(Packed(cast(Tensor, self.weight).data, scales, self._layout), dtype)
+        data = cast(Tensor, self.weight).data.reshape(self._shape)
+        return self.format.unpack(Packed(data, scales, self._layout), dtype)
 
     def forward(self, states: Tensor) -> Tensor:
         """As the layer itself, in the precision of autocast where that is on, otherwise in that of the states."""
+        if self.format is None:
+            plain: Tensor = super().forward(states)
+            return plain
         device = states.device.type
         if torch.is_autocast_enabled(device):
             states = states.to(torch.get_autocast_dtype(device))
@@ -61,15 +73,13 @@ class _Quantized(nn.Module):
 
     def extra_repr(self) -> str:
         """The format beside the shape."""
-        return f"{super().extra_repr()}, format={self.format.name}"
+        return super().extra_repr() + (f", format={self.format.name}" if self.format else "")
 
 
 class QuantizedLinear(_Quantized, nn.Linear):
     """A linear layer with a packed weight."""
 
-    def __init__(self, layer: nn.Linear, format: Format, packed: Packed) -> None:
-        nn.Linear.__init__(self, layer.in_features, layer.out_features, bias=False, device="meta")
-        self.hold(format, packed, layer.bias)
+    rank = 2
 
     def multiply(self, states: Tensor, matrix: Tensor) -> Tensor:
         """States [..., in] to [..., out]."""
@@ -83,9 +93,7 @@ class QuantizedLinear(_Quantized, nn.Linear):
 class QuantizedPointwise(_Quantized, nn.Conv2d):
     """A convolution of one pixel, which is a linear layer at each of them, with a packed weight."""
 
-    def __init__(self, layer: nn.Conv2d, format: Format, packed: Packed) -> None:
-        nn.Conv2d.__init__(self, layer.in_channels, layer.out_channels, 1, bias=False, device="meta")
-        self.hold(format, packed, layer.bias)
+    rank = 4
 
     def multiply(self, states: Tensor, matrix: Tensor) -> Tensor:
         """States [B, in, H, W] to [B, out, H, W]."""
@@ -114,5 +122,9 @@ def quantized(layer: Layer, format: Format, device: torch.device) -> QuantizedLi
     home = layer.weight.device
     packed = format.pack(layer.weight.detach().flatten(1).to(device))
     packed = Packed(packed.data.to(home), {name: scale.to(home) for name, scale in packed.scales.items()}, packed.layout)
-    kind = QuantizedLinear if isinstance(layer, nn.Linear) else QuantizedPointwise
-    return kind(layer, format, packed).train(layer.training)  # type: ignore[arg-type]
+    if isinstance(layer, nn.Linear):
+        made: QuantizedLinear | QuantizedPointwise = QuantizedLinear(layer.in_features, layer.out_features, bias=False, device="meta")
+    else:
+        made = QuantizedPointwise(layer.in_channels, layer.out_channels, 1, bias=False, device="meta")
+    made.hold(format, packed, layer.bias)
+    return made.train(layer.training)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -12,15 +12,32 @@ from pydantic import Field as Setting
 from pydantic import field_validator, model_validator
 from torch import nn
 
-from tunesmith import Config, Family, Field, InputError, Model, Part, PipelinePlugin, Plugin, Run, Settings, Stage, Wrapper, hookimpl
+from tunesmith import (
+    Config,
+    Family,
+    Field,
+    InputError,
+    Model,
+    Part,
+    PipelineFamily,
+    PipelinePlugin,
+    Plugin,
+    Run,
+    Settings,
+    Stage,
+    Wrapper,
+    hookimpl,
+)
 
 from .formats import Format, FormatName, make_format, usable
-from .selection import layers_of_encoder, layers_of_trunk, num_bytes, quantize_layers, size_text, tally
+from .selection import layers_of_encoder, layers_of_trunk, num_bytes, quantize_layers, size_text, tally, unmatched
 
 RECIPE = "1"
 """Counts in the keys of the cache: another number where text encoders are quantised otherwise than before."""
 TEXT_ENCODER = "text_encoder"
 """How the folders of text encoders begin in a pipeline of diffusers."""
+NOTHING = "there is nothing left to quantise: no linear layer or convolution of one pixel"
+"""What is told where no layer is chosen."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -72,9 +89,8 @@ class Quantize(Plugin[QuantizeSettings]):
         for key, name in (("format", settings.format), ("text_encoders", settings.text_encoders)):
             if name is not None and (sentence := self._obstacle(name, config)) is not None:
                 yield (*here, key), f'{key} = "{name}": {sentence}'
-        outline = _outline(config, family)
-        if settings.text_encoders is not None and outline is not None and not _text_encoders_of(config):
-            yield (*here, "text_encoders"), f"text_encoders: {family.name} has none; take it out"
+        if settings.text_encoders is not None and isinstance(family, PipelineFamily) and not _text_encoders(family.encoder_types):
+            yield (*here, "text_encoders"), f"text_encoders: {family.name} has none; take this out"
         if settings.format is None:
             return
         if not any(plugin.stage is Stage.ADAPT for plugin in config.classes.values()):
@@ -86,12 +102,12 @@ class Quantize(Plugin[QuantizeSettings]):
         reason = family.refuses_quantisation.get(self.format.data_type)
         if reason is not None:
             yield (*here, "format"), f'format = "{settings.format}": {reason}'
-        if outline is not None:
-            try:
-                if not self._layers(outline):
-                    yield (*here, "modules" if settings.modules else "keep"), "keep: nothing is left to quantise"
-            except InputError as error:
-                yield (*here, str(error).partition(":")[0]), str(error)
+        for key, patterns in (("modules", settings.modules or ()), ("keep", settings.keep)):
+            for sentence in unmatched(family.on_meta(), patterns):
+                yield (*here, key), f"{key}: {sentence}"
+        outline = _outline(config, family)
+        if outline is not None and not self._layers(outline):
+            yield (*here, "keep" if settings.keep else "format"), f"{self.name}: {NOTHING}"
 
     def remarks(self, config: Config, family: Family) -> Iterator[str]:
         """What the model takes with and without this, by its shapes."""
@@ -114,9 +130,8 @@ class Quantize(Plugin[QuantizeSettings]):
             self._pack(run, "the model", model.denoiser, self._layers(model), self.format)
         if part is Part.ENCODERS and self.settings.text_encoders is not None:
             format = make_format(self.settings.text_encoders, self.settings.double_quantization)
-            for name, network in model.encoders.items():
-                if name.startswith(TEXT_ENCODER):
-                    self._pack(run, name, network, layers_of_encoder(network), format)
+            for name in _text_encoders(model.encoders):
+                self._pack(run, name, model.encoders[name], layers_of_encoder(model.encoders[name]), format)
         return model
 
     @property
@@ -131,6 +146,8 @@ class Quantize(Plugin[QuantizeSettings]):
         return layers_of_trunk(model.denoiser, names, self.settings.modules, self.settings.keep)
 
     def _pack(self, run: Run, what: str, network: nn.Module, layers: dict[str, nn.Linear | nn.Conv2d], format: Format) -> None:
+        if not layers:
+            raise InputError(f"{self.name}: of {what}, {NOTHING}")
         before, started = num_bytes(network), time.perf_counter()
         quantize_layers(network, layers, format, run.device if self.settings.on == "device" else torch.device("cpu"))
         run.progress.message(
@@ -159,7 +176,5 @@ def _outline(config: Config, family: Family) -> Model | None:
     return kind.model_type(family, family.on_meta(), {}) if issubclass(kind, PipelinePlugin) else None  # type: ignore[arg-type]
 
 
-def _text_encoders_of(config: Config) -> list[str]:
-    kind = config.classes[config.family]
-    assert issubclass(kind, PipelinePlugin)
-    return [name for name in kind.family_type.encoder_types if name.startswith(TEXT_ENCODER)]
+def _text_encoders(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(TEXT_ENCODER)]

@@ -11,8 +11,6 @@ from typing import cast
 import torch
 from torch import nn
 
-from tunesmith import InputError
-
 from .formats import Format
 from .layers import Layer, can_be_quantized, matrix_shape, quantized
 
@@ -50,13 +48,9 @@ def layers_of_trunk(network: nn.Module, trunk: Iterable[str], modules: Sequence[
     """The layers of a denoiser to quantise, by path.
 
     They are those that match `modules`, or those within the trunk's modules, of these names, that are in no norm; without
-    those that match `keep`. Raises InputError for a pattern that matches nothing that could be quantised.
+    those that match `keep`.
     """
-    every = {path: cast(Layer, module) for path, module in network.named_modules() if can_be_quantized(module)}
-    for setting, patterns in (("modules", modules or ()), ("keep", keep)):
-        for pattern in patterns:
-            if not any(matches(path, (pattern,)) for path in every):
-                raise InputError(_no_match(network, setting, pattern, list(every)))
+    every = _candidates(network)
     if modules is None:
         inside = tuple(f"{name}." for name in trunk)
         chosen = [path for path in every if path.startswith(inside) and not _IN_NORM.fullmatch(path)]
@@ -65,15 +59,22 @@ def layers_of_trunk(network: nn.Module, trunk: Iterable[str], modules: Sequence[
     return {path: every[path] for path in chosen if not matches(path, keep)}
 
 
+def unmatched(network: nn.Module, patterns: Iterable[str]) -> Iterator[str]:
+    """A sentence for each pattern that matches nothing that could be quantised: the nearest endings of paths, or all of them."""
+    paths = list(_candidates(network))
+    endings = list(dict.fromkeys(re.sub(r"^(?:.*\.)?(\w*[a-z_]\w*(?:\.\d+)*)$", r"\1", path) for path in paths))
+    for pattern in patterns:
+        if not any(matches(path, (pattern,)) for path in paths):
+            near = difflib.get_close_matches(pattern, endings, _MOST_NAMED)
+            named = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(endings)}"
+            yield f"{pattern!r} matches no linear layer or convolution of one pixel of {type(network).__name__}; {named}"
+
+
 def layers_of_encoder(network: nn.Module) -> dict[str, Layer]:
     """The linear layers of a text encoder, but for what it wants in fp32 and for its output embeddings."""
-    delicate = tuple(getattr(network, "_keep_in_fp32_modules", None) or ())  # transformers has no other name for it
+    delicate = set(getattr(network, "_keep_in_fp32_modules", None) or ())  # transformers has no other name for it
     head = getattr(network, "get_output_embeddings", lambda: None)()
-    return {
-        path: cast(Layer, module)
-        for path, module in network.named_modules()
-        if can_be_quantized(module) and module is not head and not set(path.split(".")) & set(delicate)
-    }
+    return {path: layer for path, layer in _candidates(network).items() if layer is not head and not delicate & set(path.split("."))}
 
 
 def matches(path: str, patterns: Iterable[str]) -> bool:
@@ -126,9 +127,5 @@ def _left_in_convolutions(network: nn.Module, layers: dict[str, Layer]) -> Itera
             yield from module.parameters(recurse=False)
 
 
-def _no_match(network: nn.Module, setting: str, pattern: str, paths: Sequence[str]) -> str:
-    """What to say of a pattern that matches nothing: the nearest endings of the paths, or all of them."""
-    endings = list(dict.fromkeys(re.sub(r"^(?:.*\.)?(\w*[a-z_]\w*(?:\.\d+)*)$", r"\1", path) for path in paths))
-    near = difflib.get_close_matches(pattern, endings, _MOST_NAMED)
-    named = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(endings)}"
-    return f"{setting}: {pattern!r} matches no linear layer or convolution of one pixel of {type(network).__name__}; {named}"
+def _candidates(network: nn.Module) -> dict[str, Layer]:
+    return {path: cast(Layer, module) for path, module in network.named_modules() if can_be_quantized(module)}
