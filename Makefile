@@ -1,5 +1,6 @@
 # make quickstart   install what a run needs, train the example, end with a picture and a number
-# make test         the whole test suite
+# make test         the test suite
+# make matrix       every family with every pair of features, of which the test suite has a dozen
 # make check        style, types, architecture, and the documentation as a site
 # make bench        measure what a run costs beyond its computation, and what data costs, into docs/measured.md
 # make venv         the development environment alone
@@ -21,7 +22,7 @@ PACKAGES := core $(sort $(patsubst %/pyproject.toml,%,$(wildcard models/*/pyproj
 PROJECTS := $(PACKAGES:%=%/pyproject.toml)
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_OPTIONS)
 
-.PHONY: quickstart test check bench venv pretrain clean
+.PHONY: quickstart test matrix check bench venv pretrain clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/tune run examples/quickstart/config.toml $(RUN_OPTIONS)
@@ -29,6 +30,9 @@ quickstart: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal $(PYTEST_OPTIONS)
+
+matrix: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m "" tests/matrix
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

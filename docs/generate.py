@@ -1,11 +1,12 @@
-"""Writes docs/config.md, the reference of all settings, from the types that check them: python docs/generate.py.
+"""Writes docs/config.md, the reference of all settings, from the types that check them, and docs/combinations.md: python docs/generate.py.
 
-Run it from an environment in which the plugins of this repository are installed; a test compares the page with the types.
+Run it from an environment in which the plugins of this repository are installed; a test compares the pages with the code.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -46,8 +47,7 @@ LARGE = 10**9
 
 def page() -> str:
     """The whole page."""
-    official = {f"{DISTRIBUTION}-{extra}" for extra in catalogue().values()}
-    classes = {name: load_class(name) for name, [plugin, *_] in installed().items() if plugin.distribution in official}
+    classes = official()
     families = {name: plugin for name, plugin in classes.items() if issubclass(plugin, FamilyPlugin)}
     parts = [INTRODUCTION, *(section(kind) for kind in (SINGLE_TABLES["run"],))]
     parts += [section(plugin.settings_type, {"family": f'`"{name}"`'}) for name, plugin in families.items()]
@@ -56,8 +56,14 @@ def page() -> str:
         parts += [section(table) for table in (kind, *nested(kind)) if name != "run"]
     parts.append(PLUGIN)
     own = {name: plugin.settings_type for name, plugin in classes.items() if name not in families}
-    parts += [section(settings) for settings in own.values() if settings.model_fields]
+    parts += [section(one) for settings in own.values() for one in (settings, *nested(settings)) if one.model_fields]
     return "\n".join(parts)
+
+
+def official() -> dict[str, type[Plugin[Any]]]:
+    """The plugins of this repository by name."""
+    distributions = {f"{DISTRIBUTION}-{extra}" for extra in catalogue().values()}
+    return {name: load_class(name) for name, [plugin, *_] in installed().items() if plugin.distribution in distributions}
 
 
 def datasets(classes: Mapping[str, type[Plugin[Any]]]) -> Iterator[type[Settings]]:
@@ -127,4 +133,8 @@ def default(field: FieldInfo) -> str:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(PAGE.parent.parent))
+    from docs import combinations
+
     PAGE.write_text(page(), encoding="utf-8")
+    combinations.PAGE.write_text(combinations.page(official()), encoding="utf-8")

@@ -50,6 +50,7 @@ from tunesmith import (
     Modality,
     Model,
     ModelSource,
+    NoSettings,
     Part,
     Piece,
     PixelKind,
@@ -235,6 +236,9 @@ class ToyVideoFamily(Family):
 
     def round_frames(self, frames: int) -> int:
         return max(frames - 1, 0) // FRAMES * FRAMES + 1
+
+    def frame_spans(self, frames: int) -> tuple[range, ...]:
+        return (range(1), *(range(end - FRAMES, end) for end in range(1 + FRAMES, frames + 1, FRAMES)))
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
         return (CHANNELS, latent_frames(frames), height // POOL, width // POOL)
@@ -430,10 +434,6 @@ class ToyClipsKind(PixelKind[ToyClipsTable]):
     def load(self, source: Source, need: str) -> Tensor:
         assert source.window is not None
         return to_pixels(resize_and_crop(np.load(source.file)[: source.window.frames], source.crop))
-
-
-class NoSettings(Settings):
-    """No settings."""
 
 
 class ToyClips(KindPlugin[NoSettings]):

@@ -17,6 +17,17 @@ from tunesmith import FamilyPlugin, InputPath, ModelSource, Plugin, Settings, St
 
 """
 
+HOOKS = """
+    @hookimpl
+    def load_model(self, run, part):
+        raise NotImplementedError
+
+    @hookimpl
+    def encode_batch(self, run, batch):
+        raise NotImplementedError
+"""
+"""What a family must provide; tests that load nothing never call it."""
+
 FAMILY = """
 class ToySettings(Settings):
     variant: Literal["small", "large"] = "small"
@@ -26,14 +37,6 @@ class ToySettings(Settings):
 
 class Probe(FamilyPlugin[ToySettings]):
     '''A family for tests.'''
-
-    @hookimpl
-    def load_model(self, run, part):
-        raise NotImplementedError
-
-    @hookimpl
-    def encode_batch(self, run, batch):
-        raise NotImplementedError
 """
 
 LOSS = """
@@ -132,6 +135,6 @@ def alone(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> Instal
 @pytest.fixture
 def toy(installation: Installation) -> Installation:
     """A family `toyfamily` and a loss `toyloss`."""
-    installation.plugin("toyfamily", FAMILY)
+    installation.plugin("toyfamily", FAMILY + HOOKS)
     installation.plugin("toyloss", LOSS)
     return installation

@@ -48,7 +48,7 @@ class Probe(Plugin[Blocks]):
     stage = Stage.ROUTE
 
     def narrows(self, family):
-        return range(self.settings.start, self.settings.end % (family.num_blocks + 1))
+        return range(self.settings.start, min(self.settings.end, family.num_blocks))
 
     def remarks(self, config, family):
         yield f"{family.num_blocks} blocks, {config.run.steps} steps"

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, LTXVideoTransformer3DModel
+from diffusers import AutoencoderKL, ConfigMixin, LTXVideoTransformer3DModel, ModelMixin
+from diffusers.configuration_utils import register_to_config
 from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import T5EncoderModel
@@ -173,6 +174,26 @@ class Moving(Placed):
     modality = Modality.VIDEO
 
 
+class Unnamed(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """A denoiser whose configuration says how many blocks it has by a name of its own."""
+
+    config_name = "config.json"
+
+    @register_to_config  # type: ignore[untyped-decorator, unused-ignore]
+    def __init__(self, in_channels: int = 4, caption_channels: int = 8, depth: int = 7, width: int = 96) -> None:
+        super().__init__()
+
+
+class Uncounted(Placed):
+    denoiser_type = Unnamed
+
+
+class Counted(Uncounted):
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.num_blocks, self.token_width = self.configs["transformer"]["depth"], self.configs["transformer"]["width"]
+
+
 @pytest.mark.parametrize(
     ("family", "told"),
     [
@@ -180,11 +201,30 @@ class Moving(Placed):
         (Unplaced, r"Unplaced does not say what its latents stand for; call self\.set_geometry\("),
         (Plain, r"Plain has no defaults; set self\.defaults = FamilyDefaults\("),
         (Moving, r'Moving generates clips, and makes = "image" .*write makes = "clip"'),
+        (Uncounted, r"Uncounted does not say how many blocks it has, or how wide they are; set self\.num_blocks and self\.token_width"),
     ],
 )
 def test_facts_that_an_author_forgot_are_named_with_their_class(checkpoint: Path, family: type[PipelineFamily[Any]], told: str) -> None:
+    describe_denoiser(checkpoint, family)
     with pytest.raises(TypeError, match=told):
         plugin_of(family, checkpoint).family()
+
+
+def describe_denoiser(checkpoint: Path, family: type[PipelineFamily[Any]]) -> None:
+    """Have the checkpoint hold the denoiser that a family trains."""
+    config = {"_class_name": family.denoiser_type.__name__, "in_channels": 4, "caption_channels": 8}
+    (checkpoint / "transformer/config.json").write_text(json.dumps(config))
+
+
+def test_blocks_and_their_width_are_read_from_the_denoiser_or_told_by_the_family(checkpoint: Path) -> None:
+    usual = Placed(Settings(path=str(checkpoint)))
+    assert (usual.num_blocks, usual.token_width) == (28, 32 * 64)  # what diffusers gives a LTX transformer by default
+    blocks: Any = usual.on_meta().transformer_blocks
+    assert len(blocks) == usual.num_blocks
+    assert blocks[0].attn1.to_q.in_features == usual.token_width
+    describe_denoiser(checkpoint, Counted)
+    told = plugin_of(Counted, checkpoint).family()
+    assert (told.num_blocks, told.token_width) == (7, 96)
 
 
 def test_a_family_with_all_facts_is_made_once(checkpoint: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from core.tests.conftest import HOOKS
 from core.tests.data.clips import ClipFacts, clip
 from core.tests.data.support import picture, pictures
 from tunesmith import InputError
@@ -35,20 +36,12 @@ class Probe(FamilyPlugin[FactsSettings]):
 
     def family(self):
         return ClipFacts() if self.settings.clips else Facts()
-
-    @hookimpl
-    def load_model(self, run, part):
-        raise NotImplementedError
-
-    @hookimpl
-    def encode_batch(self, run, batch):
-        raise NotImplementedError
 """
 
 
 @pytest.fixture(autouse=True)
 def _installed(installation: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    installation.plugin("facts", FAMILY)
+    installation.plugin("facts", FAMILY + HOOKS)
     installation.plugin("clips", "from core.tests.data.clips import ClipPlugin as Probe")
     installation.plain("adapter", "ADAPT")
     monkeypatch.chdir(tmp_path)

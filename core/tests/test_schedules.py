@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tunesmith.config.tables import OptimizerTable
-from tunesmith.schedules import learning_rate_factor
+from tunesmith.schedules import ScheduledWeight, learning_rate_factor
 
 SCHEDULES = ["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
@@ -52,3 +52,16 @@ def test_restarts_begin_again_at_one():
 def test_constant_stays_at_one_and_a_run_of_one_step_works():
     assert factors(5, schedule="constant") == [1.0] * 5
     assert factors(1, schedule="cosine") == [1.0]
+
+
+def test_a_weight_rises_stays_falls_and_is_cut_off_when_it_says() -> None:
+    """Rises in `warmup_steps`, then w_end + (w - w_end) * f, f falling from 1 to 0 until `decay_steps`, and 0 from `cutoff_step` on."""
+    settings = {"weight": 0.5, "warmup_steps": 10, "decay_steps": 30, "end_weight": 0.1, "power": 2.0, "cutoff_step": 60}
+    middle = {"constant": 0.5, "linear": 0.3, "cosine": 0.3, "polynomial": 0.1 + 0.4 * 0.25}
+    for schedule, half in middle.items():
+        weight = ScheduledWeight.model_validate({**settings, "schedule": schedule})
+        end = 0.5 if schedule == "constant" else 0.1
+        told = [weight.weight_at(step, 1000) for step in (0, 5, 10, 20, 30, 59, 60, 999)]
+        assert told == pytest.approx([0.0, 0.25, 0.5, half, end, end, 0.0, 0.0])
+    unending = ScheduledWeight(schedule="linear")
+    assert [unending.weight_at(step, 100) for step in (0, 25, 100)] == pytest.approx([1.0, 0.75, 0.0])

@@ -15,14 +15,14 @@ from tunesmith.hookspecs import Hooks
 HOOKS = ("load_model", "encode_batch", "compute_loss", "on_step", "validate", "save_checkpoint", "log")
 
 
-def signatures() -> dict[str, str]:
-    """The signature of every hook as `hookspecs.py` writes it."""
-    tree = parsed(core().folder / "src/tunesmith/hookspecs.py")
-    hooks = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Hooks")
+def signatures(file: str = "hookspecs.py", name: str = "Hooks") -> dict[str, str]:
+    """The signatures of a class's public methods, by default of every hook, as its file writes them."""
+    tree = parsed(core().folder / "src/tunesmith" / file)
+    hooks = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     return {
         node.name: f"def {node.name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}"
         for node in hooks.body
-        if isinstance(node, ast.FunctionDef) and node.returns
+        if isinstance(node, ast.FunctionDef) and node.returns and not node.name.startswith("_")
     }
 
 
@@ -59,3 +59,11 @@ def test_documentation_says_which_kind_of_hook_it_is(hook: str) -> None:
 def test_the_typed_facade_calls_hooks_with_their_own_signature(hook: str) -> None:
     specified, offered = inspect.signature(getattr(Hooks, hook)), inspect.signature(getattr(HookCaller, hook))
     assert offered == specified
+
+
+@pytest.mark.parametrize("method", signatures("plugin.py", "Plugin"))
+def test_what_plugins_say_beside_their_hooks_is_documented_with_the_exact_signature(method: str) -> None:
+    page = (ROOT / "docs/hooks.md").read_text()
+    section = page[page.index("## What a plugin says beside its hooks") :]
+    documented = [line for block in re.findall(r"(?ms)^```python\n(.*?)^```$", section) for line in block.splitlines()]
+    assert signatures("plugin.py", "Plugin")[method] in documented

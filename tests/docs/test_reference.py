@@ -1,4 +1,4 @@
-"""The config reference is what the types say, and the site shows every page without asking another host."""
+"""The generated pages are what the code says, and the site shows every page without asking another host."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from docs import generate
+from core.tests.data.support import Facts
+from docs import combinations, generate
 from tests.house import ROOT
-from tunesmith import Settings
+from tunesmith import NoSettings, Plugin, Settings
+from tunesmith.session import NEEDS_ALL_TOKENS
 
 
 class Example(Settings):
@@ -28,6 +30,54 @@ class Example(Settings):
 
 def test_the_page_is_generated_from_the_types_as_they_are() -> None:
     assert generate.PAGE.read_text() == generate.page(), "settings changed: run python docs/generate.py"
+
+
+def test_the_page_of_combinations_is_generated_from_the_code_as_it_is() -> None:
+    assert combinations.PAGE.read_text() == combinations.page(generate.official()), "run python docs/generate.py"
+
+
+class Choosy(Facts):
+    name = "choosy"
+    refuses = {"noise": "it has its own", "blind": "it sees | everything"}  # noqa: RUF012
+    cautions = {"slow": "it takes long"}  # noqa: RUF012
+    refuses_quantisation = {"nf4": "it collapses"}  # noqa: RUF012
+    takes = {"control": True}  # noqa: RUF012
+
+
+class Needy(Plugin[NoSettings]):
+    requires = ("slow",)
+    conflicts = {"blind": "both look"}  # noqa: RUF012
+
+
+class Narrow(Plugin[NoSettings]):
+    def narrows(self, family):
+        return (0,)
+
+
+class Reading(Plugin[NoSettings]):
+    def reads_blocks(self, family):
+        return (0,)
+
+
+def test_combinations_tell_all_that_families_and_plugins_say_of_each_other() -> None:
+    family = {"choosy": Choosy()}
+    assert [list(combinations.verdicts(name, family)) for name in ("slow", "blind", "needy")] == [["told"], ["no"], ["yes"]]
+    assert list(combinations.reasons(family)) == [
+        ["`choosy`", "`[noise]`", "refused", "it has its own"],
+        ["`choosy`", "`blind`", "refused", "it sees | everything"],
+        ["`choosy`", "`slow`", "told", "it takes long"],
+        ["`choosy`", "frozen weights in nf4", "refused", "it collapses"],
+    ]
+    assert list(combinations.data(family, {})) == [["`choosy`", "`image`", "-", "-", "no", "needed to sample", "no"]]
+    assert list(combinations.among({"needy": Needy})) == [
+        ["`needy`", "`slow`", "needed", "it works on what the other one makes"],
+        ["`needy`", "`blind`", "refused", "both look"],
+    ]
+    told = combinations.rules({"narrow": Narrow, "reading": Reading, "needy": Needy})
+    assert NEEDS_ALL_TOKENS in told
+    assert "`reading` reads blocks so, and `narrow` leaves tokens out" in told
+    assert "`" not in combinations.rules({"narrow": Narrow, "needy": Needy})
+    assert combinations.table(["a"], [["b | c"]]).splitlines()[-1] == "| b \\| c |"
 
 
 def test_a_section_says_what_a_setting_takes_its_default_and_its_meaning() -> None:
@@ -52,7 +102,7 @@ def test_every_default_of_the_page_is_one_that_toml_can_hold() -> None:
 
 def test_the_site_has_every_page_and_brings_its_own_fonts() -> None:
     site = (ROOT / "mkdocs.yml").read_text()
-    shown = set(re.findall(r"(?m)^  - [\w ]+: (\S+\.md)$", site))
+    shown = set(re.findall(r"(?m)^ +- [\w ]+: (\S+\.md)$", site))
     assert shown == {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
     assert re.search(r"(?m)^  font: false\b", site)
 

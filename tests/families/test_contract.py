@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tunesmith import Batch, Clip, Model, Part, PipelineModel, Ragged, SampleRequest, TokenGrid, TrunkModule
+from tunesmith import Batch, Clip, Model, Part, PipelineModel, Ragged, SampleRequest, TrunkModule
+from tunesmith_tread import Routed, bypass
 
 from .conftest import HEIGHT, WIDTH, Case
-from .routing import routed
 
 
 def noisy(batch: Batch, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -62,6 +64,15 @@ def test_every_latent_frame_stands_for_frames_of_its_clip(case: Case) -> None:
         told = [frame for span in spans for frame in span]
         assert told == sorted(set(told))
         assert set(told) <= set(range(max(frames, len(told))))
+
+
+def test_a_token_frame_is_shown_by_the_last_frame_that_it_stands_for(case: Case) -> None:
+    for frames in {1, case.frames()}:
+        last = case.family.last_frames(frames, HEIGHT, WIDTH)
+        spans = case.family.frame_spans(frames)
+        assert len(last) == case.family.token_grid(frames, HEIGHT, WIDTH).frames
+        assert last == sorted(set(last))
+        assert last[-1] == min(spans[-1].stop, frames) - 1 == frames - 1
 
 
 def test_the_number_of_frames_is_rounded_down_to_one_that_can_be_encoded(case: Case) -> None:
@@ -161,23 +172,25 @@ def inner(case: Case) -> list[TrunkModule]:
     return trunk[first + 1 : last]
 
 
-def drawn(count: int, grid: TokenGrid, kept: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.stack([torch.randperm(grid.tokens, generator=generator)[:kept].sort().values for _ in range(count)])
+def routed(case: Case, batch: Batch, share: float) -> ExitStack:
+    """Send a share of the tokens through the inner trunk, drawn for each sample; tokens of given conditions go with them."""
+    grid, generator = case.model.token_grid(batch.tensor("latents")), torch.Generator().manual_seed(0)
+    kept = int(share * grid.tokens)
+    drawn = torch.stack([torch.randperm(grid.tokens, generator=generator)[:kept].sort().values for _ in range(len(batch))])
+    chosen = Routed(grid, lambda hidden: drawn)
+    return bypass(inner(case), lambda: chosen)
 
 
 def test_keeping_every_token_by_the_trunks_description_changes_nothing(case: Case, batch: Batch) -> None:
-    grid = case.model.token_grid(batch.tensor("latents"))
     plain = predicted(case.model, batch)
-    with routed(inner(case), drawn(len(batch), grid, grid.tokens), grid):
+    with routed(case, batch, 1.0):
         kept = predicted(case.model, batch)
     torch.testing.assert_close(kept, plain, rtol=0, atol=2e-6)
 
 
 def test_a_trunk_that_sees_half_of_the_tokens_predicts_something_else(case: Case, batch: Batch) -> None:
-    grid = case.model.token_grid(batch.tensor("latents"))
     plain = predicted(case.model, batch)
-    with routed(inner(case), drawn(len(batch), grid, grid.tokens // 2), grid):
+    with routed(case, batch, 0.5):
         half = predicted(case.model, batch)
     assert half.isfinite().all()
     assert not torch.allclose(half, plain)
@@ -251,17 +264,7 @@ def test_a_sample_has_the_pixels_that_the_pipeline_itself_gives(case: Case, batc
     pipeline, request = decoder.pipeline(case.model.denoiser), request_of(case, batch, 3)
     with torch.no_grad():
         content = decoder.sample(pipeline, request).content
-        pipeline.scheduler = decoder.family.scheduler()
-        [[*expected]] = pipeline(
-            width=WIDTH,
-            height=HEIGHT,
-            guidance_scale=request.guidance,
-            num_inference_steps=request.steps,
-            generator=torch.Generator("cpu").manual_seed(request.seed),
-            output_type="np",
-            return_dict=False,
-            **decoder.sampling_arguments(request, pipeline.device),
-        )[0]
+        [[*expected]] = decoder.call_pipeline(pipeline, request, "np")
     found = (content.frames if isinstance(content, Clip) else torch.from_numpy(np.array(content))).double() / 255
     wanted = torch.from_numpy(np.stack(expected)).double()
     assert found.shape == wanted.shape

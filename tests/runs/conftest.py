@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,48 +87,57 @@ def train(tmp_path: Path, twin: Path, pictures: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
 
     def start(name: str, extra: str = "", *overrides: str, resume: str = "latest") -> Result:
-        file = tmp_path / f"{name}.toml"
-        file.write_text(config_text(twin, pictures, extra))
-        with Progress("quiet") as progress:
-            return Result(run(prepared(load_config(file, overrides)), resume, progress))
+        return start_run(tmp_path / f"{name}.toml", config_text(twin, pictures, extra), overrides, resume)
 
     return start
 
 
-def config_text(twin: Path, pictures: Path, extra: str = "") -> str:
-    """A short run on the tiny twin, every loss recorded."""
+def start_run(file: Path, text: str, overrides: Sequence[str] = (), resume: str = "latest") -> Result:
+    """Run a config, which is written to the file."""
+    file.write_text(text)
+    with Progress("quiet") as progress:
+        return Result(run(prepared(load_config(file, overrides)), resume, progress))
+
+
+def short_run(model: str, optimizer: str, dataset: str, extra: str = "", steps: int = 6, batch_size: int = 2) -> str:
+    """A config of a short run on the CPU, every loss recorded: the lines of three tables, then more tables."""
     return f"""
 [run]
-steps = 6
-batch_size = 2
+steps = {steps}
+batch_size = {batch_size}
 precision = "no"
 device = "cpu"
 log_every = 1
 
 [model]
-family = "sana"
-path = {str(twin)!r}
-complex_human_instruction = false
+{model}
 
 [optimizer]
-lr = 1e-3
-schedule = "cosine"
-warmup = 2
+{optimizer}
 
 [[datasets]]
-path = {str(pictures)!r}
-resolution = 64
-caption_dropout = 0.3
-crop = "random"
-variants = 2
-
-[validation]
-prompts = {{ red = "a red square" }}
-resolutions = ["64x64"]
-steps = 2
+{dataset}
 
 {extra}
 """
 
 
+def config_text(twin: Path, pictures: Path, extra: str = "") -> str:
+    """A short run on the tiny twin."""
+    model = f'family = "sana"\npath = {str(twin)!r}\ncomplex_human_instruction = false'
+    dataset = f"""path = {str(pictures)!r}
+resolution = 64
+caption_dropout = 0.3
+crop = "random"
+variants = 2"""
+    return short_run(model, COSINE, dataset, VALIDATION + extra)
+
+
+COSINE = 'lr = 1e-3\nschedule = "cosine"\nwarmup = 2'
+VALIDATION = """[validation]
+prompts = { red = "a red square" }
+resolutions = ["64x64"]
+steps = 2
+
+"""
 LORA = "[plugins.lora]\nrank = 4\nalpha = 8\ndropout = 0.1\n"

@@ -12,12 +12,9 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from tunesmith import FamilyPlugin
-from tunesmith.config import load_config
 from tunesmith.discovery import load_class
-from tunesmith.progress import Progress
-from tunesmith.session import run
 
-from .conftest import Result
+from .conftest import COSINE, Result, short_run, start_run
 
 FPS, RATE = 16, 16_000
 SIZES = {"a": (96, 64, 19), "b": (96, 64, 17), "c": (64, 96, 17), "d": (64, 96, 18), "e": (96, 64, 9)}
@@ -58,36 +55,16 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def films_text(family: str, checkpoint: Path, films: Path, extra: str = "") -> str:
-    """A short run on the films, every loss recorded."""
-    return f"""
-[run]
-steps = 6
-batch_size = 1
-precision = "no"
-device = "cpu"
-log_every = 1
-
-[model]
-family = {family!r}
-path = {str(checkpoint)!r}
-
-[optimizer]
-lr = 1e-3
-schedule = "cosine"
-warmup = 2
-
-[[datasets]]
-kind = "video"
+    """A short run on the films."""
+    dataset = f"""kind = "video"
 name = "films"
 path = {str(films)!r}
 resolution = 64
 resolution_type = "pixel"
 num_frames = 17
 min_frames = 9
-caption_dropout = 0.3
-
-{extra}
-"""
+caption_dropout = 0.3"""
+    return short_run(f"family = {family!r}\npath = {str(checkpoint)!r}", COSINE, dataset, extra, batch_size=1)
 
 
 Film = Callable[..., Result]
@@ -114,9 +91,6 @@ def film(tmp_path: Path, twin_of: Callable[[str], Path], films: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
 
     def start(family: str, name: str, extra: str = "", *overrides: str) -> Result:
-        file = tmp_path / f"{name}.toml"
-        file.write_text(films_text(family, twin_of(family), films, extra))
-        with Progress("quiet") as progress:
-            return Result(run(load_config(file, overrides), "latest", progress))
+        return start_run(tmp_path / f"{name}.toml", films_text(family, twin_of(family), films, extra), overrides)
 
     return start

@@ -13,10 +13,9 @@ from PIL import Image
 
 from tests.toyvideo import clip
 from tunesmith.config import ConfigErrors, load_config
-from tunesmith.progress import Progress
-from tunesmith.session import assemble, run
+from tunesmith.session import assemble
 
-from .conftest import Result
+from .conftest import Result, short_run, start_run
 
 Start = Callable[..., Result]
 TAKES = "takes = { reference = false, audio = false, control = false }"
@@ -33,32 +32,14 @@ def clips(tmp_path: Path) -> Path:
     return folder
 
 
-def text(checkpoint: Path, clips: Path, model: str, extra: str) -> str:
-    return f"""
-[run]
-steps = 2
-batch_size = 2
-precision = "no"
-device = "cpu"
-log_every = 1
-
-[model]
-family = "toyvideo"
-path = {str(checkpoint)!r}
-{model}
-
-[optimizer]
-lr = 1e-2
-
-[[datasets]]
-kind = "toyclips"
+def clips_text(checkpoint: Path, clips: Path, model: str = "", extra: str = "", steps: int = 2) -> str:
+    """A short run of the toy family on clips."""
+    dataset = f"""kind = "toyclips"
 name = "clips"
 path = {str(clips)!r}
 resolution = 32
-num_frames = 9
-
-{extra}
-"""
+num_frames = 9"""
+    return short_run(f'family = "toyvideo"\npath = {str(checkpoint)!r}\n{model}', "lr = 1e-2", dataset, extra, steps)
 
 
 @pytest.fixture
@@ -67,10 +48,7 @@ def start(tmp_path: Path, toy_checkpoint: Path, clips: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
 
     def begin(model: str = "", extra: str = "", *overrides: str, name: str = "made") -> Result:
-        file = tmp_path / f"{name}.toml"
-        file.write_text(text(toy_checkpoint, clips, model, extra))
-        with Progress("quiet") as progress:
-            return Result(run(load_config(file, overrides), "latest", progress))
+        return start_run(tmp_path / f"{name}.toml", clips_text(toy_checkpoint, clips, model, extra), overrides)
 
     return begin
 
@@ -81,12 +59,34 @@ def refused(tmp_path: Path, toy_checkpoint: Path, clips: Path) -> Callable[..., 
 
     def complaints(model: str = "", extra: str = "") -> str:
         file = tmp_path / "refused.toml"
-        file.write_text(text(toy_checkpoint, clips, model, extra))
+        file.write_text(clips_text(toy_checkpoint, clips, model, extra))
         with pytest.raises(ConfigErrors) as caught:
             assemble(load_config(file))
         return str(caught.value)
 
     return complaints
+
+
+def beside(clips: Path, edge: int) -> tuple[Path, Path, str]:
+    """Folders with a white face beside the second clip and with poses beside all four, each of its own grey, and their tables."""
+    faces, poses = clips.with_name("faces"), clips.with_name("poses")
+    faces.mkdir()
+    poses.mkdir()
+    grey(faces / "1.png", 255)
+    for number in range(4):
+        np.save(poses / f"{number}.npy", np.full((9, edge, edge, 3), 255 - number, np.uint8))
+    tables = f"""
+[[datasets]]
+kind = "reference"
+of = "clips"
+path = {str(faces)!r}
+missing = "own"
+[[datasets]]
+kind = "control"
+of = "clips"
+path = {str(poses)!r}
+"""
+    return faces, poses, tables
 
 
 def made(result: Result, step: int = 2) -> list[str]:

@@ -10,12 +10,11 @@ from PIL import Image
 from tests.toyvideo import ToyVideoFamily, clip, pooled, toy_checkpoint
 from tunesmith import InputError, RunFailed
 from tunesmith.config import ConfigErrors, load_config
-from tunesmith.progress import Progress
-from tunesmith.session import assemble, run
-from tunesmith.trainer import Trainer
+from tunesmith.session import assemble
 
-from .conftest import LORA, Result
-from .test_resume import assert_same_run
+from .conftest import LORA, Result, start_run
+from .previewing import clips_text
+from .test_resume import assert_same_run, stopped_after
 from .watching import Watched, watched
 
 __all__ = ["toy_checkpoint", "watched"]
@@ -34,43 +33,13 @@ def clips(tmp_path: Path) -> Path:
     return folder
 
 
-def text(checkpoint: Path, clips: Path, extra: str = "") -> str:
-    return f"""
-[run]
-steps = 6
-batch_size = 2
-precision = "no"
-device = "cpu"
-log_every = 1
-
-[model]
-family = "toyvideo"
-path = {str(checkpoint)!r}
-
-[optimizer]
-lr = 1e-2
-
-[[datasets]]
-kind = "toyclips"
-name = "clips"
-path = {str(clips)!r}
-resolution = 32
-num_frames = 9
-
-{extra}
-"""
-
-
 @pytest.fixture
 def start(tmp_path, toy_checkpoint, clips, monkeypatch):
     """Run a config on the clips."""
     monkeypatch.chdir(tmp_path)
 
     def begin(name: str, extra: str = "", *overrides: str) -> Result:
-        file = tmp_path / f"{name}.toml"
-        file.write_text(text(toy_checkpoint, clips, extra))
-        with Progress("quiet") as progress:
-            return Result(run(load_config(file, overrides), "latest", progress))
+        return start_run(tmp_path / f"{name}.toml", clips_text(toy_checkpoint, clips, extra=extra, steps=6), overrides)
 
     return begin
 
@@ -182,17 +151,8 @@ every = 2
     )
     straight = start("straight", LORA + kept, *overrides)
     assert {(one.dataset, one.step.keep is None) for one in watched} == {("clips", False), ("kept", True)}
-    milestones = Trainer.milestones
-
-    def interrupted(self):
-        milestones(self)
-        if self.run.step == 4:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "milestones", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(4, monkeypatch):
         start("resumed", LORA + kept, *overrides)
-    monkeypatch.setattr(Trainer, "milestones", milestones)
     assert_same_run(straight, start("resumed", LORA + kept, *overrides), 6)
 
 
@@ -200,7 +160,7 @@ def test_a_family_that_cannot_is_named_with_file_and_line(tmp_path, toy_checkpoi
     monkeypatch.setattr(ToyVideoFamily, "image_to_video", False)
     monkeypatch.setattr(ToyVideoFamily, "latent_distribution", False)
     file = tmp_path / "refused.toml"
-    config = text(toy_checkpoint, clips).replace("num_frames = 9", "num_frames = 9\nis_i2v = true")
+    config = clips_text(toy_checkpoint, clips).replace("num_frames = 9", "num_frames = 9\nis_i2v = true")
     file.write_text(config.replace("log_every = 1", 'log_every = 1\nlatents = "sample"'))
     with pytest.raises(ConfigErrors) as refused:
         assemble(load_config(file))

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from tunesmith.config import ConfigErrors, load_config
 from tunesmith.session import assemble
-from tunesmith.trainer import Trainer
 from tunesmith_sana_video import SanaVideoFamily, SanaVideoModel
 
 from .conftest import LORA
 from .filming import film, films, films_text, twin_of
-from .test_resume import assert_same_run
+from .test_resume import assert_same_run, stopped_after
 from .test_trace import SETTINGS, assert_as_recorded
 from .watching import Watched, watched
 
@@ -120,17 +119,8 @@ def test_stop_and_resume_equals_never_stopping(film, monkeypatch, extra, cache):
         f"run.cache={cache}",
     )
     straight = film(FAMILY, "straight", extra, *settings)
-    milestones = Trainer.milestones
-
-    def interrupted(self: Any) -> None:
-        milestones(self)
-        if self.run.step == 4:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "milestones", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(4, monkeypatch):
         film(FAMILY, "resumed", extra, *settings)
-    monkeypatch.setattr(Trainer, "milestones", milestones)
     assert_same_run(straight, film(FAMILY, "resumed", extra, *settings), 6)
 
 

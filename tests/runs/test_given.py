@@ -7,14 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from plugins.video.tests.films import film, numbers, recording, swept
 from tests.toyvideo import ToyVideo, toy_checkpoint
 
-from .previewing import TAKES, TWO, Start, clips, grey, made, refused, start
+from .previewing import TAKES, TWO, Start, beside, clips, grey, made, refused, start
 from .watching import Watched, watched
 
 __all__ = ["clips", "refused", "start", "toy_checkpoint", "watched"]
@@ -117,23 +116,7 @@ def test_datasets_that_a_family_does_not_take_are_refused(refused: Callable[...,
 
 @pytest.mark.parametrize("cache", ["true", "false"])
 def test_reference_and_control_reach_the_encoder(start: Start, clips: Path, watched: list[Watched], cache: str) -> None:
-    faces, poses = clips.with_name("faces"), clips.with_name("poses")
-    faces.mkdir()
-    poses.mkdir()
-    grey(faces / "1.png", 255)
-    for number in range(4):
-        np.save(poses / f"{number}.npy", np.full((9, 32, 32, 3), 255 - number, np.uint8))
-    tables = f"""
-[[datasets]]
-kind = "reference"
-of = "clips"
-path = {str(faces)!r}
-missing = "own"
-[[datasets]]
-kind = "control"
-of = "clips"
-path = {str(poses)!r}
-"""
+    _, _, tables = beside(clips, 32)
     start(TAKES, tables, "run.steps=4", f"run.cache={cache}")
     seen = {}
     for one in watched:

@@ -18,7 +18,7 @@ from tunesmith import Run, RunFailed, Source, Unreadable
 from tunesmith_video import writing
 
 from .conftest import Result
-from .previewing import TAKES, TWO, Start, clips, grey, made, recipe, start, warnings
+from .previewing import TAKES, TWO, Start, beside, clips, grey, made, recipe, start, warnings
 
 __all__ = ["clips", "start", "toy_checkpoint"]
 
@@ -69,27 +69,8 @@ def test_prompts_come_first_then_samples_then_those_of_datasets(start: Start) ->
 
 
 def test_samples_of_a_dataset_bring_what_is_beside_them(start: Start, clips: Path) -> None:
-    faces, poses = clips.with_name("faces"), clips.with_name("poses")
-    faces.mkdir()
-    poses.mkdir()
-    grey(faces / "1.png", 255)
-    for number in range(4):
-        np.save(poses / f"{number}.npy", np.full((9, 64, 64, 3), 255 - number, np.uint8))
-    extra = f"""
-[[datasets]]
-kind = "reference"
-of = "clips"
-path = {str(faces)!r}
-missing = "own"
-[[datasets]]
-kind = "control"
-of = "clips"
-path = {str(poses)!r}
-[validation]
-dataset_samples = 2
-resolutions = ["32x32", "64x32"]
-"""
-    result = start(TAKES, extra)
+    faces, poses, tables = beside(clips, 64)
+    result = start(TAKES, tables + '[validation]\ndataset_samples = 2\nresolutions = ["32x32", "64x32"]\n')
     assert warnings(result) == []
     for number, shade in ((0, -1.0), (1, 1.0)):
         for width in (32, 64):

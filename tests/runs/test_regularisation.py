@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import SanaTransformer2DModel
 
-from tunesmith import Loss, Plugin, Settings, Stage, hookimpl
+from tunesmith import Loss, NoSettings, Plugin, Stage, hookimpl
 
 from . import conftest
 from .watching import Watched, watched
@@ -85,10 +85,6 @@ def test_in_a_full_fine_tune_the_samples_are_ordinary(train, watched):
         assert torch.equal(one.step.target, one.step.noise - one.field("latents"))
     plain = train("plain", "", *SETTINGS, "run.steps=3")
     assert plain.losses == {step: pytest.approx(one.total, rel=1e-6) for step, one in enumerate(watched[:3], 1)}
-
-
-class NoSettings(Settings):
-    """No settings."""
 
 
 class Objective(Plugin[NoSettings]):

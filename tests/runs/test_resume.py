@@ -7,23 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 
-from tunesmith import InputError, Plugin, Run, RunFailed, Settings, Stage, Wrapper, hookimpl
+from tunesmith import InputError, NoSettings, Plugin, Run, RunFailed, Stage, Wrapper, hookimpl
 from tunesmith.hooks import HookCaller
 from tunesmith.progress import Progress
 from tunesmith.rundir import lock
+from tunesmith.trainer import Trainer
 
 from . import conftest
 from .conftest import LORA, Result, config_text
-
-
-class NoSettings(Settings):
-    """No settings."""
-
 
 EVERY_TWO = "[checkpoints]\nevery = 2\n"
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -36,6 +34,22 @@ def assert_same_run(straight: Result, resumed: Result, step: int) -> None:
     differing = [name for name, value in expected.items() if not torch.equal(value, found[name])]
     assert differing == []
     assert resumed.pictures(step) == straight.pictures(step)
+
+
+@contextmanager
+def stopped_after(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A run in this block is interrupted when a step is done, with all that is due then."""
+    milestones = Trainer.milestones
+
+    def interrupted(self: Trainer) -> None:
+        milestones(self)
+        if self.run.step == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "milestones", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 @pytest.mark.parametrize("extra", ["", LORA], ids=["full", "lora"])
@@ -54,19 +68,8 @@ def assert_same_run(straight: Result, resumed: Result, step: int) -> None:
 )
 def test_stop_and_resume_equals_never_stopping(train, monkeypatch, extra, overrides):
     straight = train("straight", extra + EVERY_TWO, *overrides)
-    from tunesmith.trainer import Trainer
-
-    milestones = Trainer.milestones
-
-    def interrupted(self):
-        milestones(self)
-        if self.run.step == 4:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "milestones", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(4, monkeypatch):
         train("resumed", extra + EVERY_TWO, *overrides)
-    monkeypatch.setattr(Trainer, "milestones", milestones)
     assert_same_run(straight, train("resumed", extra + EVERY_TWO, *overrides), 6)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -16,15 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tunesmith.config import load_config
-from tunesmith.progress import Progress
-from tunesmith.session import run
-from tunesmith.trainer import Trainer
 from tunesmith_wan_s2v import WanS2VFamily, WanS2VModel, WanS2VTransformer3DModel, WanSpeechToVideoPipeline
 
-from .conftest import LORA, Result
+from .conftest import LORA, Result, short_run, start_run
 from .filming import FPS, moving, write_film
-from .test_resume import assert_same_run
+from .test_resume import assert_same_run, stopped_after
 from .test_trace import assert_as_recorded
 from .watching import Watched, watched
 
@@ -73,32 +68,15 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_text(checkpoint: Path, films: Path, extra: str = "") -> str:
-    return f"""
-[run]
-steps = 4
-batch_size = 1
-precision = "no"
-device = "cpu"
-log_every = 1
-
-[model]
-family = "wan_s2v"
-path = {str(checkpoint)!r}
-
-[optimizer]
-lr = 1e-3
-
-[[datasets]]
-kind = "video"
+    """A short run on the films."""
+    dataset = f"""kind = "video"
 name = "films"
 path = {str(films)!r}
 resolution = {HEIGHT}
 resolution_type = "pixel"
 num_frames = 9
-window = "every"
-
-{extra}
-"""
+window = "every\""""
+    return short_run(f'family = "wan_s2v"\npath = {str(checkpoint)!r}', "lr = 1e-3", dataset, extra, steps=4, batch_size=1)
 
 
 @pytest.fixture
@@ -107,10 +85,7 @@ def start(tmp_path: Path, speaker: Path, films: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
 
     def begin(name: str, extra: str = "", *overrides: str) -> Result:
-        file = tmp_path / f"{name}.toml"
-        file.write_text(config_text(speaker, films, extra))
-        with Progress("quiet") as progress:
-            return Result(run(load_config(file, overrides), "latest", progress))
+        return start_run(tmp_path / f"{name}.toml", config_text(speaker, films, extra), overrides)
 
     return begin
 
@@ -246,17 +221,8 @@ audio = {str(heard)!r}
 def test_stop_and_resume_equals_never_stopping(start, monkeypatch, extra):
     settings = (*EVERYTHING, "run.steps=6", "checkpoints.every=2")
     straight = start("straight", extra, *settings)
-    milestones = Trainer.milestones
-
-    def interrupted(self: Any) -> None:
-        milestones(self)
-        if self.run.step == 4:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "milestones", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(4, monkeypatch):
         start("resumed", extra, *settings)
-    monkeypatch.setattr(Trainer, "milestones", milestones)
     assert_same_run(straight, start("resumed", extra, *settings), 6)
 
 

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from .quiet import without_progress_bars
     from .run import Run
     from .sampling import make_scheduler, plain_config
+    from .schedules import ScheduledWeight
     from .sources import Entry, Listing, SourcePlugin
     from .step import Step
     from .validation import sample_all
@@ -128,6 +129,7 @@ _HOMES = {
     "quiet": ("without_progress_bars",),
     "run": ("Run",),
     "sampling": ("make_scheduler", "plain_config"),
+    "schedules": ("ScheduledWeight",),
     "sources": ("Entry", "Listing", "SourcePlugin"),
     "step": ("Step",),
     "validation": ("sample_all",),
@@ -194,6 +196,7 @@ __all__ = [
     "RunFailed",
     "SampleRequest",
     "SampleTable",
+    "ScheduledWeight",
     "Settings",
     "SigmaSampler",
     "Sound",

@@ -26,7 +26,8 @@ class Field:
     `needs` are the inputs that a per-sample value is made of and that must be decoded for it: `pixels`, `audio` (the
     sound of the sample's own window), `history` (the frames before it), or the role of a companion dataset such as
     `mask`. Those in `may_lack` are not in the batch where a dataset does not give them; without the others a dataset
-    cannot be used. `companions` names further files that the value is made of; their contents count too.
+    cannot be used. `companions` names further files that the value is made of; their contents count too. While training, a
+    field is left out of batches from when `is_needed` first says no; what it says must not turn back.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Field:
     companions: Callable[[Source], Sequence[Path]] | None = None
     needs: tuple[str, ...] = (PIXELS,)
     may_lack: tuple[str, ...] = ()
+    is_needed: Callable[[], bool] | None = None
 
 
 @dataclass(frozen=True)

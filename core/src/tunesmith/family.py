@@ -121,6 +121,12 @@ class Family(ABC):
         """For each frame of a sample's latents the frames of its pixels that it stands for."""
         return (range(frames),)
 
+    def last_frames(self, frames: int, height: int, width: int) -> list[int]:
+        """For each frame of the token grid the last frame of the pixels that it stands for."""
+        spans = self.frame_spans(frames)
+        together = len(spans) // self.token_grid(frames, height, width).frames
+        return [min(span.stop, frames) - 1 for span in spans[together - 1 :: together]]
+
     @abstractmethod
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
         """The shape of one sample's latents, without the batch, for pixels of this size."""

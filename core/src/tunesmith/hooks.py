@@ -98,6 +98,8 @@ def _require_type(result: object, plugin: Plugin[Any], hook: str) -> None:
 
 
 def _guard_plain(method: Callable[..., T]) -> Callable[..., T]:
+    """Attribute errors of a method to its plugin, and check the type of what it returns."""
+
     @functools.wraps(method)
     def call(self: Plugin[Any], *args: Any, **kwargs: Any) -> T:
         try:

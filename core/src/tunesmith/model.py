@@ -47,17 +47,11 @@ class GridLayout(Enum):
     VOLUME = "volume"
     """[B, C, frames, height, width]"""
 
-    def pack(self, states: Tensor) -> Tensor:
-        """States [B, C, frames, height, width] as the convolution takes them."""
+    def sides(self, grid: TokenGrid) -> tuple[int, ...]:
+        """The sides that the convolution is given of a token grid, behind batch and channels."""
         if self is GridLayout.IMAGES:
-            return states.transpose(1, 2).flatten(0, 1)
-        return states.flatten(3) if self is GridLayout.COLUMNS else states
-
-    def unpack(self, packed: Tensor, grid: TokenGrid) -> Tensor:
-        """What the convolution gives, as states [B, C, frames, height, width]."""
-        if self is GridLayout.IMAGES:
-            return packed.reshape(-1, grid.frames, *packed.shape[1:]).transpose(1, 2)
-        return packed.reshape(*packed.shape[:3], grid.height, grid.width) if self is GridLayout.COLUMNS else packed
+            return grid.height, grid.width
+        return (grid.frames, grid.height * grid.width) if self is GridLayout.COLUMNS else (grid.frames, grid.height, grid.width)
 
 
 @dataclass(frozen=True)

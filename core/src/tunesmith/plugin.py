@@ -111,7 +111,7 @@ class Plugin(Generic[S]):
         return ()
 
     def reads_blocks(self, family: Family) -> Iterable[int]:
-        """The blocks, by index, whose output this plugin needs with every token; refused where another plugin narrows them."""
+        """The blocks, by index, whose output this plugin needs in `step.hidden`, with every token; refused where another narrows them."""
         return ()
 
     def fields(self, run: Run) -> Sequence[Field]:

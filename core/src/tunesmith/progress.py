@@ -197,6 +197,7 @@ class _Pace:
         self.previous: tuple[float, int] | None = None
 
     def is_due(self) -> bool:
+        """Whether it is time again; if so, the next time is `seconds` from now."""
         now = time.monotonic()
         if now < self.due:
             return False
@@ -233,6 +234,7 @@ class _Stage:
             self.show()
 
     def show(self) -> None:
+        """Show how many are done, how fast, and when the rest will be."""
         self.shown = self.done
         rate = self.pace.rate(self.done)
         parts = [f"{rate:.1f}/s"] if self.done else []
@@ -258,6 +260,7 @@ class _Training:
     def step(
         self, step: int, loss: float | None, average: float | None, learning_rate: float | None, rate: float | None, memory: int | None
     ) -> None:
+        """Take in what is known of a step, None where it is what it was, and show it if that is due."""
         self.done = step
         self.loss = self.loss if loss is None else loss
         self.average = self.average if average is None else average
@@ -271,6 +274,7 @@ class _Training:
             self.show(None)
 
     def show(self, rate: float | None) -> None:
+        """Show all that is known; `rate` is in steps a second, measured here where it is None."""
         self.shown = self.done
         rate = self.pace.rate(self.done) if rate is None else rate
         parts = [f"loss {self.loss:.4f}"] if self.loss is not None else []

@@ -1,10 +1,14 @@
-"""Learning-rate schedules as functions of the step alone, so that nothing of them needs saving."""
+"""Schedules as functions of the step alone, so that nothing of them needs saving: of the learning rate, and of a term of the loss."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
-from .config.tables import OptimizerTable
+from pydantic import Field
+
+from .config.tables import MOST_STEPS, OptimizerTable
+from .plugin import Settings
 
 
 def learning_rate_factor(step: int, total: int, table: OptimizerTable) -> float:
@@ -30,3 +34,33 @@ def _fall(progress: float, table: OptimizerTable) -> float:
     if table.schedule == "polynomial":
         return float((1 - progress) ** table.power)
     return 1 - progress
+
+
+class ScheduledWeight(Settings):
+    """How much a term counts beside the loss itself, step by step: what the settings of a plugin inherit that adds one."""
+
+    weight: float = Field(1.0, gt=0)
+    """How much the term counts, beside the loss itself."""
+    schedule: Literal["constant", "linear", "cosine", "polynomial"] = "constant"
+    """How the weight goes to `end_weight`."""
+    warmup_steps: int = Field(0, ge=0, le=MOST_STEPS)
+    """Steps in which the weight rises from 0."""
+    decay_steps: int = Field(0, ge=0, le=MOST_STEPS)
+    """The step at which `end_weight` is reached; 0 is the end of the run."""
+    end_weight: float = Field(0.0, ge=0)
+    """The weight that a schedule other than constant ends with."""
+    power: float = Field(1.0, gt=0)
+    """Exponent of the polynomial schedule."""
+    cutoff_step: int = Field(0, ge=0, le=MOST_STEPS)
+    """From this step on the term counts nothing; 0 is never."""
+
+    def weight_at(self, step: int, total: int) -> float:
+        """The weight at a step of a run of `total` steps."""
+        if self.cutoff_step and step >= self.cutoff_step:
+            return 0.0
+        if step < self.warmup_steps:
+            return self.weight * step / self.warmup_steps
+        done = min((step - self.warmup_steps) / max((self.decay_steps or total) - self.warmup_steps, 1), 1.0)
+        cosine = (1 + math.cos(math.pi * done)) / 2
+        left: float = {"constant": 1.0, "linear": 1 - done, "cosine": cosine, "polynomial": (1 - done) ** self.power}[self.schedule]
+        return self.end_weight + (self.weight - self.end_weight) * left

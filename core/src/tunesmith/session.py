@@ -29,6 +29,7 @@ from .encoding.fill import fill
 from .engine import Engine, make_optimizer, parameter_groups
 from .errors import DISK_ERRORS, InputError, RunFailed, Stopped
 from .family import Family, FamilyPlugin
+from .hidden import keep_hidden
 from .hooks import HookCaller, blamed_on
 from .hookspecs import Hooks
 from .listing.index import Index
@@ -307,6 +308,7 @@ def _load_denoiser(run: Run) -> Trainable:
     """Load what is trained, let plugins wrap it, and settle what requires a gradient."""
     model = run.load(Part.DENOISER)
     run.model = model
+    keep_hidden(run)
     denoiser = model.denoiser
     if run.config.run.gradient_checkpointing:
         checkpoint_blocks(model, int(run.config.run.gradient_checkpointing))

@@ -20,7 +20,8 @@ class Step:
     [B, 1, F, 1, 1]); `noise`, `noisy` and `target` have the shape of the latents. Whoever changes `noisy` sets
     `sigma` and `target` to match. What is given to the model, such as the first frame of a clip, has sigma 0 within
     such a broadcasting sigma, and the core weighs its loss with 0. `keep` marks tokens that must not be dropped,
-    [B, tokens]. `scratch` holds one dict per plugin and lives as long as the step.
+    [B, tokens]. `hidden` has, by block, what came out of the blocks that plugins read (`Plugin.reads_blocks`): [B, T, D],
+    the tokens of the grid first. `scratch` holds one dict per plugin and lives as long as the step.
     """
 
     index: int
@@ -35,6 +36,7 @@ class Step:
     keep: Tensor | None = None
     prediction: Tensor | None = None
     metrics: dict[str, Tensor | float] = field(default_factory=dict)
+    hidden: dict[int, Tensor] = field(default_factory=dict)
     scratch: defaultdict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
 
     def keep_tokens(self, tokens: Tensor) -> None:

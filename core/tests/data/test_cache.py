@@ -219,14 +219,19 @@ def test_locks_that_do_not_work_are_told_with_the_setting(tmp_path):
 
 
 def test_many_that_make_the_same_new_file_at_once_all_get_it(tmp_path):
-    def make(path: Path, together: threading.Barrier) -> None:
+    def fill(path: Path, row: int, together: threading.Barrier) -> None:
         together.wait()
-        open_database(path, "CREATE TABLE IF NOT EXISTS a (b)").close()
+        connection = open_database(path, "CREATE TABLE IF NOT EXISTS a (b)")
+        connection.execute("INSERT INTO a VALUES (?)", (row,))
+        connection.close()
 
     with ThreadPoolExecutor(4) as processes:
         for number in range(50):
-            together = threading.Barrier(4)
-            list(processes.map(make, [tmp_path / f"{number}.sqlite"] * 4, [together] * 4))
+            path, together = tmp_path / f"{number}.sqlite", threading.Barrier(4)
+            list(processes.map(fill, [path] * 4, range(4), [together] * 4))
+            connection = sqlite3.connect(path)
+            assert {row for (row,) in connection.execute("SELECT b FROM a")} == {0, 1, 2, 3}
+            connection.close()
 
 
 def test_a_cache_folder_that_cannot_be_made_is_told_with_the_setting(tmp_path):

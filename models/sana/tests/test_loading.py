@@ -19,7 +19,7 @@ from tunesmith import Batch, Caption, InputError, Part, PartMissing, Run
 from tunesmith_sana import Sana, SanaSettings
 from tunesmith_sana.model import SanaModel
 
-from .conftest import encoded, load, pixels, plugin
+from .conftest import encoded, load, plugin, uniform
 
 LATENTS, PROMPTS = 0, 1
 
@@ -78,7 +78,9 @@ def test_only_wanted_fields_are_filled(twin: Path, make_run: Callable[..., Run])
     load(sana, run, Part.ENCODERS)
     assert set(sana.encode_batch(run, Batch(captions=(Caption("a"),), wanted=frozenset({"prompt_embeds"}))).fields) == {"prompt_embeds"}
     given = torch.zeros(1)
-    batch = Batch(captions=(Caption("a"),), inputs={"pixels": pixels(1, 64, 64)}, fields={"latents": given}, wanted=frozenset({"latents"}))
+    batch = Batch(
+        captions=(Caption("a"),), inputs={"pixels": uniform(1, 3, 64, 64)}, fields={"latents": given}, wanted=frozenset({"latents"})
+    )
     assert sana.encode_batch(run, batch).fields == {"latents": given}
 
 

@@ -15,7 +15,7 @@ from diffusers import SanaPipeline, SanaTransformer2DModel
 from diffusers.models.attention_processor import Attention, SanaLinearAttnProcessor2_0
 from torch import Tensor
 
-from tunesmith import Batch, Caption, InputError, Media, Part, Ragged, Run, TokenGrid, TrunkModule, take_rows
+from tunesmith import Batch, Caption, InputError, Media, Part, Ragged, Run, TokenGrid
 from tunesmith.sampling import SCHEDULERS
 from tunesmith_sana import SanaModel
 from tunesmith_sana.attention import FullPrecisionLinearAttention
@@ -204,77 +204,6 @@ def test_convolutions_name_everything_that_mixes_tokens_on_the_grid(model: SanaM
     for entry in model.trunk():
         mixing = [part for part in entry.module.modules() if isinstance(part, torch.nn.Conv2d) and part.kernel_size != (1, 1)]
         assert mixing == [one.module for one in entry.convolutions]
-
-
-class Router:
-    """Send some tokens past a stretch of the trunk, knowing nothing but what `TrunkModule` says."""
-
-    def __init__(self, stretch: list[TrunkModule], grid: TokenGrid, indices: Tensor) -> None:
-        self.grid, self.indices = grid, indices
-        self.full: Tensor | None = None
-        for position, entry in enumerate(stretch):
-            entry.module.register_forward_pre_hook(self.enter(entry, first=position == 0), with_kwargs=True)
-            for convolution in (one.module for one in entry.convolutions):
-                convolution.register_forward_pre_hook(self.scatter)
-                convolution.register_forward_hook(self.gather)
-        stretch[-1].module.register_forward_hook(self.leave)
-
-    def enter(self, entry: TrunkModule, *, first: bool) -> Callable[..., Any]:
-        signature = inspect.signature(entry.module.forward)
-
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            given = signature.bind(*args, **kwargs).arguments
-            if first:
-                self.full = given[entry.hidden]
-                given[entry.hidden] = take_rows(given[entry.hidden], self.indices)
-            for name, take in entry.per_token.items():
-                given[name] = take(given[name], self.indices)
-            for name in entry.grid:
-                given[name] = 1
-            given[entry.grid[-1]] = self.indices.shape[1]
-            return (), given
-
-        return hook
-
-    def scatter(self, module: Any, args: tuple[Tensor]) -> Tensor:
-        kept = args[0].flatten(2)  # [B, C, K]
-        spots = self.indices[:, None].expand_as(kept)
-        full: Tensor = kept.new_zeros(*kept.shape[:2], self.grid.tokens).scatter(2, spots, kept)
-        return full.view(*kept.shape[:2], self.grid.height, self.grid.width)
-
-    def gather(self, module: Any, args: Any, output: Tensor) -> Tensor:
-        spots = self.indices[:, None].expand(-1, output.shape[1], -1)
-        return output.flatten(2).gather(2, spots)[:, :, None]
-
-    def leave(self, module: Any, args: Any, output: Tensor) -> Tensor:
-        assert self.full is not None
-        return self.full.scatter(1, self.indices[..., None].expand_as(output), output)
-
-
-def shuffled(samples: int, tokens: int, kept: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.stack([torch.randperm(tokens, generator=generator)[:kept] for _ in range(samples)])
-
-
-@pytest.mark.parametrize("order", ["in order", "shuffled"])
-def test_routing_every_token_by_the_trunks_description_changes_nothing(model: SanaModel, embeds: Ragged, order: str) -> None:
-    noisy, grid = noise(2, 4, 8, 12), TokenGrid(1, 8, 12)
-    plain = model.predict(noisy, SIGMA, conditions(embeds))
-    indices = shuffled(2, 96, 96) if order == "shuffled" else torch.arange(96).repeat(2, 1)
-    Router(model.blocks[1:-1], grid, indices)
-    torch.testing.assert_close(model.predict(noisy, SIGMA, conditions(embeds)), plain, rtol=0, atol=1e-6)
-
-
-def test_routing_half_of_the_tokens_runs_and_has_gradients(model: SanaModel, embeds: Ragged) -> None:
-    noisy = noise(2, 4, 8, 12)
-    plain = model.predict(noisy, SIGMA, conditions(embeds)).detach()
-    Router(model.blocks[1:-1], TokenGrid(1, 8, 12), shuffled(2, 96, 48).sort(dim=1).values)
-    model.denoiser.requires_grad_(True)
-    routed = model.predict(noisy, SIGMA, conditions(embeds))
-    assert routed.shape == plain.shape
-    assert not torch.allclose(routed, plain)
-    routed.square().mean().backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.denoiser.parameters())
 
 
 def test_the_twin_is_not_degenerate(pipe: SanaPipeline, model: SanaModel, embeds: Ragged) -> None:

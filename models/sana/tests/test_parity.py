@@ -15,7 +15,7 @@ from diffusers import SanaPipeline
 
 from tunesmith import Batch, Caption, Part, Ragged, Run
 
-from .conftest import CAPTIONS, encoded, load, noise, pixels, plugin, request
+from .conftest import CAPTIONS, encoded, load, noise, plugin, request, uniform
 
 PROMPT, NEGATIVE = "A red circle on white", "Blurry, ugly"
 
@@ -32,7 +32,7 @@ def own_instruction() -> list[str]:
 def test_latents_are_the_autoencoders_times_the_scaling_factor(twin: Path, pipe: SanaPipeline, make_run: Callable[..., Run]) -> None:
     sana, run = plugin(twin), make_run()
     load(sana, run, Part.ENCODERS)
-    image = pixels(2, 64, 96)
+    image = uniform(2, 3, 64, 96)
     batch = sana.encode_batch(run, Batch(captions=CAPTIONS[:2], inputs={"pixels": image}, wanted=frozenset({"latents"})))
     with torch.no_grad():
         expected = pipe.vae.encode(image).latent * 0.41407

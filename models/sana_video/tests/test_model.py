@@ -15,12 +15,12 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_sana_video import SanaLinearAttnProcessor3_0
 from torch import Tensor
 
-from tests.families.routing import routed
 from tunesmith import Caption, InputError, Media, Part, Ragged, Run
 from tunesmith_sana_video import SanaVideoModel
 from tunesmith_sana_video.attention import FullPrecisionLinearAttention
+from tunesmith_tread import Routed, bypass
 
-from .conftest import conditions, drawn, encoded, load, pixels, plugin, request
+from .conftest import conditions, encoded, load, noise, plugin, request, uniform
 
 SIGMA = torch.tensor([0.2, 0.7])
 
@@ -41,7 +41,7 @@ def by_frame(sigma: Tensor, frames: int) -> Tensor:
 
 
 def test_the_same_level_for_every_token_is_one_level_for_the_sample(model: SanaVideoModel, embeds: Ragged) -> None:
-    noisy = drawn(2, 4, 3, 8, 12)
+    noisy = noise(2, 4, 3, 8, 12)
     with torch.no_grad():
         plain = model.predict(noisy, SIGMA, conditions(embeds))
         spread = model.predict(noisy, by_frame(SIGMA, 3), conditions(embeds))
@@ -51,7 +51,7 @@ def test_the_same_level_for_every_token_is_one_level_for_the_sample(model: SanaV
 
 
 def test_a_frame_without_noise_is_told_apart(model: SanaVideoModel, embeds: Ragged) -> None:
-    noisy, given = drawn(2, 4, 3, 8, 12), by_frame(SIGMA, 3)
+    noisy, given = noise(2, 4, 3, 8, 12), by_frame(SIGMA, 3)
     given[:, :, 0] = 0
     with torch.no_grad():
         assert not torch.allclose(
@@ -61,7 +61,7 @@ def test_a_frame_without_noise_is_told_apart(model: SanaVideoModel, embeds: Ragg
 
 @pytest.mark.parametrize("size", [(1, 2, 2), (1, 10, 14), (5, 6, 22), (2, 14, 6)], ids=str)
 def test_a_sample_of_any_size_is_predicted_as_if_it_were_alone(model: SanaVideoModel, embeds: Ragged, size: tuple[int, ...]) -> None:
-    noisy = drawn(2, 4, *size)
+    noisy = noise(2, 4, *size)
     with torch.no_grad():
         together = model.predict(noisy, SIGMA, conditions(embeds))
         alone = model.predict(noisy[1:], SIGMA[1:], conditions(Ragged(embeds.values[1:])))
@@ -74,11 +74,11 @@ def test_a_sample_of_any_size_is_predicted_as_if_it_were_alone(model: SanaVideoM
 def test_half_precision_predicts_and_trains_close_to_full(
     twin: Path, make_run: Callable[..., Run], embeds: Ragged, dtype: torch.dtype, weights: str
 ) -> None:
-    full = load(plugin(twin), make_run(), Part.DENOISER).predict(drawn(2, 4, 3, 8, 8), SIGMA, conditions(embeds))
+    full = load(plugin(twin), make_run(), Part.DENOISER).predict(noise(2, 4, 3, 8, 8), SIGMA, conditions(embeds))
     half = load(plugin(twin), make_run(weights), Part.DENOISER)
     half.denoiser.requires_grad_(True)
     with torch.autocast("cpu", dtype=dtype):
-        prediction = half.predict(drawn(2, 4, 3, 8, 8), SIGMA, conditions(embeds))
+        prediction = half.predict(noise(2, 4, 3, 8, 8), SIGMA, conditions(embeds))
     assert prediction.dtype == torch.float32
     torch.testing.assert_close(prediction, full, rtol=0.1, atol=0.1)
     prediction.square().mean().backward()
@@ -92,12 +92,12 @@ def attention(processor: Any) -> Attention:
 
 
 def rotary(tokens: int) -> tuple[Tensor, Tensor]:
-    angles = drawn(1, tokens, 1, 4, seed=9).repeat_interleave(2, dim=-1)
+    angles = noise(1, tokens, 1, 4, seed=9).repeat_interleave(2, dim=-1)
     return angles.cos(), angles.sin()
 
 
 def test_linear_attention_equals_diffusers_in_full_precision() -> None:
-    tokens, tables = drawn(2, 30, 16), rotary(30)
+    tokens, tables = noise(2, 30, 16), rotary(30)
     theirs = attention(SanaLinearAttnProcessor3_0())(tokens, rotary_emb=tables)
     assert torch.equal(attention(FullPrecisionLinearAttention())(tokens, rotary_emb=tables), theirs)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=True):
@@ -106,7 +106,7 @@ def test_linear_attention_equals_diffusers_in_full_precision() -> None:
 
 
 def test_linear_attention_over_a_clips_tokens_stays_in_the_range_of_fp16() -> None:
-    tokens, tables = drawn(1, 16384, 16), rotary(16384)
+    tokens, tables = noise(1, 16384, 16), rotary(16384)
     exact = attention(SanaLinearAttnProcessor3_0())
     with torch.no_grad():
         for processed in (exact, ours := attention(FullPrecisionLinearAttention()), theirs := attention(SanaLinearAttnProcessor3_0())):
@@ -119,15 +119,16 @@ def test_linear_attention_over_a_clips_tokens_stays_in_the_range_of_fp16() -> No
 
 
 def test_tokens_left_out_take_their_own_noise_levels_with_them(model: SanaVideoModel, embeds: Ragged) -> None:
-    noisy, sigma = drawn(2, 4, 3, 8, 12), by_frame(SIGMA, 3)
+    noisy, sigma = noise(2, 4, 3, 8, 12), by_frame(SIGMA, 3)
     sigma[:, :, 0] = 0
     grid = model.token_grid(noisy)
-    kept = torch.arange(grid.tokens).repeat(2, 1)
+    every = torch.arange(grid.tokens).repeat(2, 1)
+    whole, halved = Routed(grid, lambda hidden: every), Routed(grid, lambda hidden: every[:, ::2])
     with torch.no_grad():
         plain = model.predict(noisy, sigma, conditions(embeds))
-        with routed(model.blocks[1:-1], kept, grid):
+        with bypass(model.blocks[1:-1], lambda: whole):
             all_kept = model.predict(noisy, sigma, conditions(embeds))
-        with routed(model.blocks[1:-1], kept[:, ::2], grid):
+        with bypass(model.blocks[1:-1], lambda: halved):
             half = model.predict(noisy, sigma, conditions(embeds))
     torch.testing.assert_close(all_kept, plain, rtol=0, atol=2e-6)
     assert half.isfinite().all()
@@ -159,7 +160,7 @@ def test_a_size_that_cannot_be_sampled_is_told(film: Callable[..., Media]) -> No
 
 
 def test_the_recipe_says_all_and_is_json(film: Callable[..., Media], twin: Path) -> None:
-    recipe = json.loads(json.dumps(film(given={"reference": pixels(3, 40, 90)}).recipe, allow_nan=False))
+    recipe = json.loads(json.dumps(film(given={"reference": uniform(3, 40, 90)}).recipe, allow_nan=False))
     known = {"width": 96, "height": 64, "frames": 9, "fps": 16.0, "guidance": 6.0, "sampling_steps": 4, "seed": 7, "motion_score": 12}
     assert known.items() <= recipe.items()
     assert (recipe["model"], recipe["revision"], recipe["scheduler"]) == (str(twin), "v1", "DPMSolverMultistepScheduler")
@@ -169,7 +170,7 @@ def test_the_recipe_says_all_and_is_json(film: Callable[..., Media], twin: Path)
 
 def test_a_reference_of_another_shape_is_cut_and_not_squeezed(film: Callable[..., Media]) -> None:
     """A picture with stripes at its sides, which are cut off, is the picture without them."""
-    inner = pixels(3, 64, 96, seed=3)
+    inner = uniform(3, 64, 96, seed=3)
     wide = torch.cat([torch.ones(3, 64, 40), inner, -torch.ones(3, 64, 40)], dim=2)
     first, second = (film(given={"reference": one}).content.frames.numpy().astype(int) for one in (inner, wide))
     assert np.abs(first - second).max() <= 1
@@ -186,5 +187,5 @@ def test_the_autoencoder_keeps_its_precision_under_autocast(film: Callable[..., 
 
         monkeypatch.setattr(AutoencoderKLWan, name, watched)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        film(given={"reference": pixels(3, 64, 96)})
+        film(given={"reference": uniform(3, 64, 96)})
     assert seen == [False, False]

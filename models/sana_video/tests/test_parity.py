@@ -15,7 +15,7 @@ from PIL import Image
 
 from tunesmith import Batch, Caption, Part, Ragged, Run
 
-from .conftest import NEGATIVE, PROMPT, conditions, drawn, encoded, load, pixels, plugin, request
+from .conftest import NEGATIVE, PROMPT, conditions, encoded, load, noise, plugin, request, uniform
 
 MEAN, DEVIATION = (torch.tensor(values).view(1, 4, 1, 1, 1) for values in ([0.1, -0.2, 0.3, -0.4], [0.5, 0.75, 1.25, 1.5]))
 
@@ -32,7 +32,7 @@ def test_latents_are_the_posteriors_mean_by_the_autoencoders_statistics(
 ) -> None:
     family, run = plugin(twin), make_run()
     load(family, run, Part.ENCODERS)
-    given = pixels(*shape)
+    given = uniform(*shape)
     batch = Batch(captions=(Caption("a"),) * 2, inputs={"pixels": given}, wanted=frozenset({"latents", "latents_std"}))
     fields = family.encode_batch(run, batch)
     clips = given if given.ndim == 5 else given.unsqueeze(2)
@@ -45,7 +45,7 @@ def test_latents_are_the_posteriors_mean_by_the_autoencoders_statistics(
 
 
 def test_decoding_is_the_inverse_of_the_normalisation(twin: Path, pipe: SanaVideoPipeline, make_run: Callable[..., Run]) -> None:
-    latents = drawn(1, 4, 3, 8, 12)
+    latents = noise(1, 4, 3, 8, 12)
     with torch.no_grad():
         ours = load(plugin(twin), make_run(), Part.DECODER).decode(latents)
         expected = pipe.vae.decode(latents * DEVIATION + MEAN).sample.clamp(-1, 1)
@@ -135,7 +135,7 @@ def from_first_frame(pipe: SanaVideoPipeline) -> SanaImageToVideoPipeline:
 def test_with_the_first_frame_given_prediction_is_what_the_first_frame_pipeline_answers(
     twin: Path, pipe: SanaVideoPipeline, make_run: Callable[..., Run]
 ) -> None:
-    picture = Image.fromarray(((pixels(64, 96, 3, seed=3) + 1) * 127.5).round().byte().numpy())
+    picture = Image.fromarray(((uniform(64, 96, 3, seed=3) + 1) * 127.5).round().byte().numpy())
     calls, _ = recorded(from_first_frame(pipe), image=picture, height=64, width=96, frames=9)
     run = make_run()
     embeds = encoded(twin, run, Caption(NEGATIVE, negative=True), Caption(PROMPT))
@@ -165,7 +165,7 @@ def test_a_clip_from_kept_embeddings_is_the_pipelines_clip_from_text(
 def test_a_clip_from_a_reference_is_the_first_frame_pipelines(
     twin: Path, pipe: SanaVideoPipeline, make_run: Callable[..., Run], scheduler: str | None
 ) -> None:
-    reference = ((pixels(3, 64, 96, seed=3) + 1) * 127.5).round() / 127.5 - 1
+    reference = ((uniform(3, 64, 96, seed=3) + 1) * 127.5).round() / 127.5 - 1
     picture = Image.fromarray(((reference + 1) * 127.5).round().byte().movedim(0, -1).numpy())
     pipeline = from_first_frame(pipe)
     if scheduler:

@@ -1,20 +1,19 @@
-"""A tiny checkpoint, and a stand-in for the run that loads it."""
+"""A tiny checkpoint, and what is given to the family."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
+from tests.loading import load_part, make_run, noise, uniform
 from tunesmith import Batch, Caption, Crop, Part, Run, Source, Window
 from tunesmith_wan_s2v import WanS2V, WanS2VFamily, WanS2VModel, WanS2VSettings, WanSpeechToVideoPipeline
+
+__all__ = ["make_run", "noise", "uniform"]
 
 WIDTH, HEIGHT = 96, 64
 FPS = 16.0
@@ -34,47 +33,11 @@ def pipe(twin: Path) -> WanSpeechToVideoPipeline:
     return pipeline
 
 
-def hash_files(*paths: Path) -> str:
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
-
-
-@pytest.fixture(scope="session")
-def make_run() -> Callable[..., Run]:
-    """A stand-in for a run, with what a family asks of one."""
-
-    def make(weights: str = "fp32", controlled: bool = False, latents: str = "mean") -> Run:
-        companions = {"control": object()} if controlled else {}
-        values = SimpleNamespace(
-            config=SimpleNamespace(run=SimpleNamespace(weights=weights, latents=latents)),
-            device=torch.device("cpu"),
-            fingerprint=hash_files,
-            datasets={"data": SimpleNamespace(companions=companions)},
-            current=None,
-            numpy_generator=lambda purpose, position: np.random.default_rng([len(purpose), position]),
-        )
-        return cast(Run, values)
-
-    return make
-
-
 def plugin(checkpoint: Path, **settings: Any) -> WanS2V:
     return WanS2V("wan_s2v", WanS2VSettings(path=str(checkpoint), **settings))
 
 
-def load(family: WanS2V, run: Run, part: Part) -> WanS2VModel:
-    model = family.load_model(run, part)
-    assert isinstance(model, WanS2VModel)
-    if part is Part.ENCODERS:
-        cast(Any, run).encoders = model
-    return model
-
-
-def uniform(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+load = partial(load_part, WanS2VModel)
 
 
 def inputs(frames: int, count: int = 2, history: int = 0, control: bool = False, reference: bool = False) -> dict[str, Tensor]:

@@ -94,4 +94,6 @@ def test_factors_made_in_inference_mode_do_not_break_training() -> None:
     with torch.inference_mode():
         rope((video_box(1, 2, 2),), CPU)
     cosines, _ = rope((video_box(1, 2, 2),), CPU)
-    (cosines * torch.ones(1, requires_grad=True)).sum().backward()
+    scale = torch.ones(1, requires_grad=True)
+    (cosines * scale).sum().backward()
+    torch.testing.assert_close(scale.grad, cosines.sum()[None])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tunesmith import TrunkModule, take_rows
+from tunesmith import TokenGrid, TrunkModule, take_rows
+from tunesmith_tread import Routed, bypass
 from tunesmith_wan_s2v import AudioInjection, VideoTokens, WanS2VTransformer3DModel, take_rotary
 
 from .goldens import difference, facts, inputs, network, prediction, tensors
@@ -44,35 +45,6 @@ def trunk(model: WanS2VTransformer3DModel) -> list[TrunkModule]:
     return entries
 
 
-class Router:
-    """Send some tokens past a stretch of the trunk, knowing nothing but what `TrunkModule` says."""
-
-    def __init__(self, stretch: list[TrunkModule], indices: Tensor) -> None:
-        self.indices = indices
-        self.full: Tensor | None = None
-        for position, entry in enumerate(stretch):
-            entry.module.register_forward_pre_hook(self.enter(entry, first=position == 0), with_kwargs=True)
-        stretch[-1].module.register_forward_hook(self.leave)
-
-    def enter(self, entry: TrunkModule, *, first: bool) -> Callable[..., Any]:
-        signature = inspect.signature(entry.module.forward)
-
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            given = signature.bind(*args, **kwargs).arguments
-            if first:
-                self.full = given[entry.hidden]
-                given[entry.hidden] = take_rows(given[entry.hidden], self.indices)
-            for name, take in entry.per_token.items():
-                given[name] = take(given[name], self.indices)
-            return (), given
-
-        return hook
-
-    def leave(self, module: Any, args: Any, output: Tensor) -> Tensor:
-        assert self.full is not None
-        return self.full.scatter(1, self.indices[..., None].expand_as(output), output)
-
-
 def stretch_between(model: WanS2VTransformer3DModel, start: int, end: int) -> list[TrunkModule]:
     """Blocks `start` to `end` and what lies between them; what comes after the last block does not belong to it."""
     entries = trunk(model)
@@ -99,54 +71,34 @@ def test_the_trunk_runs_in_its_order_and_each_module_once() -> None:
     assert [type(module).__name__ for module in called[:3]] == ["WanS2VTransformerBlock", "AudioInjection", "WanS2VTransformerBlock"]
 
 
+def routed(model: WanS2VTransformer3DModel, start: int, end: int, grid: TokenGrid, kept: Tensor) -> ExitStack:
+    """Let blocks `start` to `end` see these tokens [B, K] of the grid, and all of the reference and of the motion."""
+    chosen = Routed(grid, lambda hidden: kept)
+    return bypass(stretch_between(model, start, end), lambda: chosen)
+
+
 @pytest.mark.parametrize("case", TREAD["cases"])
 def test_routing_by_the_trunks_description_is_that_of_the_reference(case: str) -> None:
     model, settings = network("a"), TREAD["cases"][case]
-    indices = tensors("tread")[f"{case}.in.kept_indices"][None]
-    Router(stretch_between(model, settings["start_layer_idx"], settings["end_layer_idx"]), indices)
-    routed = prediction(model, CASE)
-    assert difference(routed, tensors("tread")[f"{case}.out.sample"]) < 1e-4
-    assert difference(routed, PLAIN) == pytest.approx(settings["diff_from_unrouted"], abs=1e-4)
-
-
-def shuffled_video(samples: int, num_video: int, num_conditions: int, kept: int) -> Tensor:
-    """Some of the video's tokens in any order, others for each sample, then every condition token."""
-    generator = torch.Generator().manual_seed(0)
-    conditions = torch.arange(num_video, num_video + num_conditions)
-    return torch.stack([torch.cat([torch.randperm(num_video, generator=generator)[:kept], conditions]) for _ in range(samples)])
-
-
-def test_routing_every_token_in_any_order_changes_nothing() -> None:
-    model = network("a")
-    Router(stretch_between(model, 0, 3), shuffled_video(1, TREAD["num_video_tokens"], 40, TREAD["num_video_tokens"]))
-    assert difference(prediction(model, CASE), PLAIN) < 1e-4
+    kept = tensors("tread")[f"{case}.in.kept_indices"][None]
+    video = kept[:, : settings["kept_video_tokens"]]
+    assert kept.shape[1] - video.shape[1] == TREAD["num_tokens"] - TREAD["num_video_tokens"]
+    with routed(model, settings["start_layer_idx"], settings["end_layer_idx"], TokenGrid(3, 4, 4), video):
+        found = prediction(model, CASE)
+    assert difference(found, tensors("tread")[f"{case}.out.sample"]) < 1e-4
+    assert difference(found, PLAIN) == pytest.approx(settings["diff_from_unrouted"], abs=1e-4)
 
 
 def test_samples_of_a_batch_may_keep_other_tokens() -> None:
-    arguments = inputs("a", "first_clip_b2")
-    indices = shuffled_video(2, 32, 16, 11)
-    together = network("a")
-    Router(stretch_between(together, 0, 2), indices)
-    both = prediction(together, arguments)
+    arguments, generator = inputs("a", "first_clip_b2"), torch.Generator().manual_seed(0)
+    kept = torch.stack([torch.randperm(32, generator=generator)[:11].sort().values for _ in range(2)])
+    model = network("a")
+    with routed(model, 0, 2, TokenGrid(2, 4, 4), kept):
+        both = prediction(model, arguments)
     for index in range(2):
-        alone = network("a")
-        Router(stretch_between(alone, 0, 2), indices[index : index + 1])
         single = {key: value[index : index + 1] if isinstance(value, Tensor) else value for key, value in arguments.items()}
-        assert difference(prediction(alone, single)[0], both[index]) < 2e-5
-
-
-def test_routed_blocks_and_injections_pass_gradients_with_checkpointing_too() -> None:
-    gradients = []
-    for checkpointing in (False, True):
-        model = network("a")
-        if checkpointing:
-            model.enable_gradient_checkpointing()
-        Router(stretch_between(model, 0, 2), shuffled_video(1, 48, 40, 17))
-        model(**CASE).sample.square().mean().backward()
-        gradients.append({name: value.grad for name, value in model.named_parameters()})
-    plain, recomputed = gradients
-    assert all(value is not None and torch.isfinite(value).all() for value in plain.values())
-    assert all(torch.equal(value, recomputed[name]) for name, value in plain.items())
+        with routed(model, 0, 2, TokenGrid(2, 4, 4), kept[index : index + 1]):
+            assert difference(prediction(model, single)[0], both[index]) < 2e-5
 
 
 def injected(video_tokens: VideoTokens, hidden_states: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ class _Casting:
         self.off: set[str] = set()
 
     def read_family(self, table: Any) -> None:
+        """Take in the family that `[model]` names, with the rest of the table as its settings; what is wrong goes to the findings."""
         if table is None:
             self.findings.add(("model",), 'missing table; write [model] with family = "..."')
         elif not isinstance(table, dict):
@@ -80,6 +81,7 @@ class _Casting:
         return False
 
     def read_plugins(self, tables: Any) -> None:
+        """Take in the plugins whose tables stand below `[plugins]`, unless they are switched off; what is wrong goes to the findings."""
         if not isinstance(tables, dict):
             self.findings.add(("plugins",), f"{shown(tables)} stands where tables should be; write [plugins.NAME] for each plugin")
             return
@@ -158,6 +160,7 @@ class _Casting:
             self.cast.settings[name] = settings
 
     def check_relations(self) -> None:
+        """Add to the findings what a plugin requires and lacks, and which plugins cannot be on together, each pair once."""
         told: set[frozenset[str]] = set()
         for name, plugin in self.cast.classes.items():
             for other in plugin.requires:
@@ -171,6 +174,7 @@ class _Casting:
                     self.findings.add(self.keys[name], f"plugin {name!r} cannot be on together with {other!r}: {reason}")
 
     def check_together(self) -> None:
+        """Put the plugins in order; hooks without exactly one provider, and an order that cannot be had, go to the findings."""
         for complaint in provider_complaints(self.cast.classes):
             named = [name for name in self.keys if repr(name) in complaint]
             self.findings.add(self.keys[named[-1]] if named else _FAMILY, complaint)

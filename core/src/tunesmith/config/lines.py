@@ -43,6 +43,7 @@ class _Scanner:
         self._newlines = [match.start() for match in re.finditer("\n", text)]
 
     def document(self) -> None:
+        """Go through the whole text and note the line of each key."""
         table: Key = ()
         while self._skip(_BLANK):
             if self.text.startswith("[", self.at):

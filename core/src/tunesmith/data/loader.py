@@ -50,16 +50,21 @@ class Loader:
     ) -> None:
         self.run = run
         self.order = order
-        self.fields = tuple(fields)
+        self._fields = tuple(fields)
         self.cache = cache
         self.on_unreadable = on_unreadable
         self.unreadable: dict[Path, str] = {}
         self._untold: deque[tuple[Source, str]] = deque()
         self._contents: dict[Path, str] = {}
-        self._repairs = None if cache is None else Repairs(run, order, self.fields, cache)
+        self._repairs = None if cache is None else Repairs(run, order, self._fields, cache)
         self._recent: dict[Part, Tensor] = {}
         self._recent_bytes = 0
         self._quick_batches, self._epoch = 0, order.batches_per_epoch
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The fields that batches have from here on."""
+        return tuple(field for field in self._fields if field.is_needed is None or field.is_needed())
 
     def batch(self, position: int) -> Batch:
         """The batch at a position of the run, with all fields: on the CPU from the cache, else on the run's device."""

@@ -144,12 +144,14 @@ class _Probes(_Reading[Probe | Unreadable]):
         self._probe = kind.probe
 
     def look(self, file: str) -> os.stat_result | Unreadable:
+        """The state of the file itself, behind links."""
         try:
             return os.stat(file)
         except OSError as error:
             return Unreadable(Path(file), f"cannot be read ({error.strerror})")
 
     def read(self, file: str, status: os.stat_result) -> tuple[Probe | Unreadable, bool]:
+        """The header; a fault of the file lasts as the file does, one of the system may pass."""
         try:
             return self._probe(Path(file)), True
         except Unreadable as error:
@@ -175,6 +177,7 @@ class _Texts(_Reading[str | NoText]):
         self._homes = homes
 
     def look(self, file: str) -> os.stat_result | NoText:
+        """The state of a regular file, behind links where these are followed."""
         try:
             status = os.lstat(file)
             if stat.S_ISLNK(status.st_mode):
@@ -190,6 +193,7 @@ class _Texts(_Reading[str | NoText]):
         return status
 
     def read(self, file: str, status: os.stat_result) -> tuple[str | NoText, bool]:
+        """The text; what makes it none lasts as the file does, unless it is a fault of the system."""
         if status.st_size > MOST_BYTES:
             return NoText(f"the {_ending(file)} file is larger than {MOST_BYTES // 2**20} MiB, which is no caption"), True
         try:

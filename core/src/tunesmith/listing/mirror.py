@@ -149,6 +149,7 @@ class _Mirror:
         listed = self.site.listed(list(wheres.values()))
 
         def look(name: str) -> Remote | str:
+            """The file of this name, or why there is none to be had."""
             where = wheres[name]
             try:
                 return (listed[where] or NOT_THERE) if where in listed else self.site.info(where)
@@ -169,6 +170,7 @@ class _Mirror:
         self._note([(name, wanted[name].stamp, 0) for name in lacking])
 
         def fetch(name: str) -> str | Unreachable | None:
+            """Fetch the file of this name; why it cannot be had, or None where it is here."""
             try:
                 self._fetch(name, wanted[name])
             except Missing:

@@ -138,24 +138,28 @@ class PipelineModel(Model):
     @torch.no_grad()
     def sample(self, pipeline: Any, request: SampleRequest) -> Media:
         """Make one picture or clip, from its first frame where that is given; InputError for a size or a scheduler that cannot be had."""
-        self.family.require_size(request.width, request.height)
         if REFERENCE in request.given and self.family.first_frame_pipeline is not None:
             pipeline = self.family.first_frame_pipeline(**pipeline.components)
             pipeline.set_progress_bar_config(disable=True)
+        latents = self.call_pipeline(pipeline, request, "latent")
+        with torch.autocast(latents.device.type, enabled=False):  # the autoencoder keeps its own precision
+            pixels = self.decode(latents)[0]
+        return Media(self.family.makes, request.name, self.content(pixels, request), self.recipe(pipeline, request))
+
+    def call_pipeline(self, pipeline: Any, request: SampleRequest, output_type: str) -> Any:
+        """What the pipeline makes of a request, a batch of one in the form that it calls `output_type`; errors as of `sample`."""
+        self.family.require_size(request.width, request.height)
         pipeline.scheduler = self.family.scheduler(request.scheduler)
-        latents = pipeline(
+        return pipeline(
             width=request.width,
             height=request.height,
             guidance_scale=request.guidance,
             num_inference_steps=request.steps,
             generator=torch.Generator("cpu").manual_seed(request.seed),
-            output_type="latent",
+            output_type=output_type,
             return_dict=False,
             **self.sampling_arguments(request, pipeline.device),
         )[0]
-        with torch.autocast(latents.device.type, enabled=False):  # the autoencoder keeps its own precision
-            pixels = self.decode(latents)[0]
-        return Media(self.family.makes, request.name, self.content(pixels, request), self.recipe(pipeline, request))
 
     def sampling_arguments(self, request: SampleRequest, device: torch.device) -> dict[str, Any]:
         """What the pipeline's `__call__` is given besides size, guidance, steps and generator."""

@@ -116,18 +116,7 @@ class WanS2VModel(PipelineModel):
         The first three frames of the film are thrown away, as the pipeline has it; so is the sound of their time, so that
         the rest is heard with the frames that were made of it.
         """
-        self.family.require_size(request.width, request.height)
-        pipeline.scheduler = self.family.scheduler(request.scheduler)
-        ((film,),) = pipeline(
-            width=request.width,
-            height=request.height,
-            guidance_scale=request.guidance,
-            num_inference_steps=request.steps,
-            generator=torch.Generator("cpu").manual_seed(request.seed),
-            output_type="pt",
-            return_dict=False,
-            **self.sampling_arguments(request, pipeline.device),
-        )  # [F, 3, H, W] in [0, 1]
+        (film,) = self.call_pipeline(pipeline, request, "pt")  # [F, 3, H, W] in [0, 1]
         clip = self.content(film.movedim(1, 0) * 2 - 1, request)
         heard = sound_of(request)[:, round(WARM_UP_FRAMES / request.fps * SAMPLE_RATE) :].cpu()
         if heard.numel():
