@@ -53,6 +53,12 @@ class Package:
         return {match[1].replace("_", "-").lower(): match[2] for match in found if match}
 
     @property
+    def optional(self) -> set[str]:
+        """Distributions that the extras bring."""
+        lines = (line for extra in self.project.get("optional-dependencies", {}).values() for line in extra)
+        return {re.split(r"[^A-Za-z0-9._-]", line)[0].replace("_", "-").lower() for line in lines}
+
+    @property
     def entry_points(self) -> dict[str, str]:
         """The plugins that the package brings: name to `module:Class`."""
         points: dict[str, str] = self.project.get("entry-points", {}).get("tunesmith", {})

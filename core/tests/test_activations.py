@@ -23,7 +23,8 @@ class Counted(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         self.calls += 1
-        return self.linear(hidden).tanh()
+        out: Tensor = self.linear(hidden).tanh()
+        return out
 
 
 class Trunk(nn.Module):

@@ -84,7 +84,7 @@ def test_every_import_is_a_declared_dependency() -> None:
         f"{place} imports {name}, which {package.where} does not declare"
         for package in packages()
         for name, place in third_parties(package).items()
-        if name not in package.dependencies
+        if name not in {*package.dependencies, *package.optional}
     ]
     assert not wrong
 

@@ -34,9 +34,8 @@ def kept(result: Result, step: int) -> dict[str, Tensor]:
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 def test_it_trains_and_resumes_exactly(train, kind):
     whole = train("whole", LORA, *settings(kind))
-    train("parts", LORA, *settings(kind), "run.steps=1")
-    parts = train("parts", LORA, *settings(kind))
-    assert list(parts.losses.values()) == list(whole.losses.values())
+    parts = train("parts", LORA, *settings(kind), resume=str(whole.path / "checkpoints/step-000001"))
+    assert parts.losses == {step: loss for step, loss in whole.losses.items() if step > 1}
     first, second, before = kept(whole, 3), kept(parts, 3), kept(whole, 1)
     assert all(torch.equal(first[name], second[name]) for name in first | second)
     assert any(not torch.equal(first[name], before[name]) for name in first)

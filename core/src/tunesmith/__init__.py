@@ -102,7 +102,6 @@ _HOMES = {
     "hub": (
         "Component",
         "Origin",
-    "OutputPath",
         "UnreachableError",
         "fetch_files",
         "fetch_tokenizer",

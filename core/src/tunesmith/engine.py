@@ -129,7 +129,7 @@ class Engine:
         finally:
             self.optimizer.train()
             with torch.no_grad():  # to switch back and forth is not exact
-                torch._foreach_copy_(self._parameters, trained)
+                torch._foreach_copy_([*self._parameters], trained)
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of the run; entered once per step, for its cache of cast weights lasts as long as the context."""

@@ -74,7 +74,7 @@ def test_history_is_asked_for_where_motion_is_given() -> None:
 
 def test_four_bits_are_refused_with_the_reason_unless_allowed() -> None:
     refused = published().refuses_quantisation
-    assert set(refused) == {"nf4", "int4"}
+    assert set(refused) == {"nf4", "fp4", "int4"}
     assert all("collapses" in reason and "allow_unsafe_quantisation = true" in reason for reason in refused.values())
     assert published(allow_unsafe_quantisation=True).refuses_quantisation == {}
 

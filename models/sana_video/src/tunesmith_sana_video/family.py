@@ -34,17 +34,15 @@ class SanaVideoFamily(PipelineFamily[SanaVideoSettings]):
 
     name = "sana_video"
     modality = Modality.VIDEO
-    makes = "clip"
+    makes, dispatched_attention = "clip", "attention to the prompt, not the linear attention between tokens"
     takes = MappingProxyType({"reference": False})
-    image_to_video = latent_distribution = latents_by_channel = timesteps_by_token = True
+    image_to_video = latent_distribution = latents_by_channel = timesteps_by_token = masks_attention = True
     pipeline_type, first_frame_pipeline = SanaVideoPipeline, FirstFramePipeline
     denoiser_type = SanaVideoTransformer3DModel
     encoder_types = MappingProxyType({"vae": AutoencoderKLWan, "text_encoder": Gemma2Model})
     fits = MappingProxyType({"vae": ("z_dim", "in_channels"), "text_encoder": ("hidden_size", "caption_channels")})
     adapter_targets = ("to_q", "to_k", "to_v", "to_out.0")
     refuses = MappingProxyType({"noise": "it is trained at the noise levels of the checkpoint's own flow schedule; take [noise] out"})
-    dispatched_attention = "attention to the prompt, and not the linear attention between tokens"
-    masks_attention = True
     sampling_multiple = 32
     """What `SanaVideoPipeline` demands, whatever the autoencoder."""
     published, prepare = staticmethod(published), staticmethod(keep_full_precision)

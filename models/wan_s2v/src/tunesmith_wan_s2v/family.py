@@ -68,7 +68,7 @@ class WanS2VFamily(PipelineFamily[WanS2VSettings]):
         self.defaults = FamilyDefaults((832, 480), FRAMES_PER_CLIP + 1, FPS, GUIDANCE, STEPS, aligned_block=aligned)
         self.noise_shift = SHIFT
         self.history = HISTORY_FRAMES if settings.motion else 0
-        self.refuses_quantisation = {} if settings.allow_unsafe_quantisation else {"nf4": _COLLAPSES, "int4": _COLLAPSES}
+        self.refuses_quantisation = {} if settings.allow_unsafe_quantisation else dict.fromkeys(("nf4", "fp4", "int4"), _COLLAPSES)
 
     @staticmethod
     def published(name: str) -> Mapping[str, Mapping[str, Any]]:

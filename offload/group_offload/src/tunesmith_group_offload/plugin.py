@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -37,7 +37,6 @@ class GroupOffload(Plugin[GroupOffloadSettings]):
     """Keep the frozen weights of the blocks off the device but for their own forward and backward."""
 
     stage = Stage.PLACE
-    conflicts = {"cpu_offload": "one plugin says where the denoiser lies"}  # noqa: RUF012
 
     def __init__(self, name: str, settings: GroupOffloadSettings) -> None:
         super().__init__(name, settings)
@@ -81,7 +80,8 @@ class GroupOffload(Plugin[GroupOffloadSettings]):
                     tensor.data = tensor.data.to(run.device)
             model.placed = True
             streams = self.settings.use_stream and self.settings.level == "block" and run.device.type == "cuda"
-            self.schedule = Schedule(stretches, groups, torch.cuda.Stream(run.device) if streams else None)
+            stream: Any = torch.cuda.Stream(run.device) if streams else None  # type: ignore[no-untyped-call]
+            self.schedule = Schedule(stretches, groups, stream)
             here, there = sum(group.bytes for group in groups), "on the disk" if self._files else "on the machine"
             run.progress.message(f"{self.name}: {here / 1e9:.2f} GB of frozen weights lie {there}, in {len(groups)} groups")
         return model

@@ -72,4 +72,4 @@ class Schedule:
 
 def in_backward() -> bool:
     """Whether gradients are being computed: what runs now runs again."""
-    return bool(torch._C._current_graph_task_id() != -1)  # type: ignore[attr-defined]
+    return bool(torch._C._current_graph_task_id() != -1)

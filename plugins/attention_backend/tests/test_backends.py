@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tunesmith.config import ConfigErrors, load_config
 from tunesmith.progress import Progress
 from tunesmith.session import run
-from tunesmith_attention.plugin import KERNELS, WITHOUT_MASKS, refusal
+from tunesmith_attention_backend.plugin import KERNELS, WITHOUT_MASKS, refusal
 from tunesmith_sana import SanaFamily
 from tunesmith_sana_video import SanaVideoFamily
 
@@ -91,9 +91,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, bool]]:
     return counted
 
 
-TABLE = '[plugins.attention]\ntraining = "native"\nvalidation = "_native_math"\n'
+TABLE = '[plugins.attention_backend]\ntraining = "native"\nvalidation = "_native_math"\n'
 
-OTHER = '[plugins.attention]\ntraining = "_native_math"\n'
+OTHER = '[plugins.attention_backend]\ntraining = "_native_math"\n'
 
 
 @pytest.mark.parametrize(("checkpointing", "forwards"), [("false", 1), ("true", 2)])
@@ -158,4 +158,4 @@ def test_kernels_without_masks_are_those_that_diffusers_lets_fail(train: Runner)
             refusing.add(AttentionBackendName(name).value)
     assert refusing == WITHOUT_MASKS
     with pytest.raises(ConfigErrors, match=r"_native_flash.*it takes no mask"):
-        train("masked", '[plugins.attention]\ntraining = "_native_flash"\n')
+        train("masked", '[plugins.attention_backend]\ntraining = "_native_flash"\n')

@@ -27,8 +27,8 @@ ON_CPU = (NATIVE, "_native_flash", "_native_math", "flex")
 """Those that work without a GPU; of `flex` forward only."""
 
 
-class AttentionSettings(Settings):
-    """`[plugins.attention]`: the kernels, by diffusers' names; those that begin with `_` are ones that it calls internal."""
+class AttentionBackendSettings(Settings):
+    """`[plugins.attention_backend]`: the kernels, by diffusers' names; those that begin with `_` are ones that it calls internal."""
 
     training: str = NATIVE
     """While training: `native` is torch's own, `flash` the package flash-attn, `flash_hub` a kernel from the Hub, and so on."""
@@ -36,7 +36,7 @@ class AttentionSettings(Settings):
     """While samples are made, where kernels without a gradient such as `sage` will do."""
 
 
-class Attention(Plugin[AttentionSettings]):
+class AttentionBackend(Plugin[AttentionBackendSettings]):
     """Compute attention with another kernel, without touching what other models of the process use."""
 
     stage = Stage.LOAD

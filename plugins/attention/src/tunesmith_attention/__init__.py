@@ -1,5 +1,0 @@
-"""Attention kernels for Tunesmith: flash, sage and the others of diffusers, for training and for validation."""
-
-from .plugin import Attention, AttentionSettings
-
-__all__ = ["Attention", "AttentionSettings"]
