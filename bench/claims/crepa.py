@@ -49,7 +49,8 @@ class Scale(NamedTuple):
     seeds: int
 
 
-FULL, QUICK = Scale(150, 600, 150, 4), Scale(4, 4, 2, 2)
+WEIGHT = 0.1
+FULL, QUICK = Scale(600, 1500, 375, 6), Scale(4, 4, 2, 2)
 
 
 class Measured(NamedTuple):
@@ -166,6 +167,7 @@ family = "toyvideo"
 path = "{checkpoint}"
 [optimizer]
 lr = 2e-3
+schedule = "cosine"
 warmup = 20
 [[datasets]]
 kind = "toyclips"
@@ -179,8 +181,8 @@ every = {scale.every}
 
 
 def crepa_text(teacher: Path) -> str:
-    """The table of CREPA, at its defaults but for the encoder."""
-    return f'[plugins.crepa]\nencoder = "{teacher}"\nimage_size = {4 * PATCH}\n'
+    """The table of CREPA: it counts less than by default, and less and less, as is advised where the loss gets small."""
+    return f'[plugins.crepa]\nencoder = "{teacher}"\nimage_size = {4 * PATCH}\nweight = {WEIGHT}\nschedule = "cosine"\n'
 
 
 def compare(folder: Path, scale: Scale) -> Outcome:
@@ -226,7 +228,6 @@ def report(outcome: Outcome, scale: Scale, seconds: float) -> None:
     without, aligned = (by_step[-1] for by_step in outcome.found.values())
     gains = [two.neighbours - one.neighbours for one, two in zip(without, aligned, strict=True)]
     margins = [(two.neighbours - two.others) - (one.neighbours - one.others) for one, two in zip(without, aligned, strict=True)]
-    shows = statistics.mean(gains) > 0 and min(gains) > 0
     table = rows(
         ["", "neighbouring frames", "other clips, same moment", "difference"],
         [
@@ -238,10 +239,13 @@ def report(outcome: Outcome, scale: Scale, seconds: float) -> None:
             for label, one in (("real clips", outcome.real), ("real clips, decoded", outcome.kept))
         ],
     )
-    verdict = "**The effect shows here.**" if shows else "**The effect does not show reliably here.**"
+    verdict = (
+        "shows here" if min(gains) > 0 else "does not show here, but its contrary" if max(gains) < 0 else "does not show reliably here"
+    )
     per_seed = ", ".join(f"{gain:+.4f}" for gain in gains)
     result = (
-        f"{verdict} After {scale.steps} steps the cosine of neighbouring frames' features changes by {per_seed} with CREPA at the "
+        f"**The effect {verdict}.** After {scale.steps} steps the cosine of neighbouring frames' features changes by {per_seed} "
+        "with CREPA at the "
         f"{scale.seeds} seeds. Frames that are all alike would raise it too, so the second column compares different clips; neighbours' "
         f"lead over those changes by {', '.join(f'{one:+.4f}' for one in margins)}.\n\n{table}\n\n"
         "Mean ± standard deviation over seeds; each value is over a clip of every one of the "
@@ -251,11 +255,14 @@ def report(outcome: Outcome, scale: Scale, seconds: float) -> None:
         "The toy video family of the tests: three transformer blocks from random weights, latents that are mean colours of 8x8 pixels "
         f"and four frames. {len(PROMPTS)} drawn clips of {FRAMES} frames of {EDGE}x{EDGE} pixels in which a shape "
         f"moves, {scale.steps} steps of 8 clips, "
-        "CREPA at its defaults (weight 0.5, neighbours one latent frame away), and no other difference. Clips are made by 30 steps of "
+        f"CREPA with weight {WEIGHT}, falling to 0 by a cosine, and no other difference. Clips are made by 30 steps of "
         "Euler from the same noise, and one frame for each latent frame is compared. The teacher is no real DINOv2: it has 3 layers "
         f"and was trained for {scale.teacher} steps to tell colour and shape of each patch ({outcome.right:.0%} right where there is a "
         "shape); the same network measures. The paper's gains are those of large models with a real DINOv2; this shows only "
-        "whether the term does in sampled clips what it does in the states that it trains."
+        "whether the term does in sampled clips what it does in the states that it trains. Two set-ups were "
+        "tried before, with the default weight of 0.5 all along: 600 steps at a constant rate with a teacher of 150 steps changed the "
+        "cosine by +0.0584, -0.0416, -0.0723 and +0.1557 at 4 seeds, and the setting here by -0.0519, -0.0614, -0.0446, -0.0099, "
+        "-0.0078 and -0.0649 at 6: a weight that is large beside a loss that has become small costs more than it brings."
     )
     claim = (
         "CREPA (2506.09229) says that a clip's frames become more consistent when the hidden states of each are aligned with "
@@ -286,11 +293,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quick = parser.parse_args(arguments).quick
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
-    scale, started = QUICK if quick else FULL, time.perf_counter()
+    scale, started = QUICK if quick else FULL, time.process_time()
     with tempfile.TemporaryDirectory() as place:
         outcome = compare(Path(place), scale)
     if not quick:
-        report(outcome, scale, time.perf_counter() - started)
+        report(outcome, scale, time.process_time() - started)
 
 
 if __name__ == "__main__":
