@@ -81,9 +81,7 @@ def test_a_block_within_a_route_cannot_be_aligned(matrix: Matrix, family: str) -
 
 @pytest.mark.parametrize("family", ["sana", "sana_video"])
 def test_the_block_that_a_family_aligns_by_itself_is_refused_alike(matrix: Matrix, family: str) -> None:
-    assert "crepa compares hidden states token by token and needs all tokens of block 2" in refusal(
-        written(matrix, family, f"{CREPA}{TREAD}start = 0\nend = -1\n")
-    )
+    assert f"crepa {NEEDS_ALL_TOKENS} of block 2" in refusal(written(matrix, family, f"{CREPA}{TREAD}start = 0\nend = -1\n"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -107,11 +107,18 @@ class Plugin(Generic[S]):
         return ()
 
     def narrows(self, family: Family) -> Container[int]:
-        """The blocks, by index, whose output lacks some of the tokens while training, because this plugin leaves them out."""
+        """The blocks, from 0, whose output lacks some of the tokens while training, because this plugin leaves them out.
+
+        The block behind each stretch of these works on fewer tokens too, and gives all of them back. Refused where another
+        plugin leaves tokens out of the same block.
+        """
         return ()
 
     def reads_blocks(self, family: Family) -> Iterable[int]:
-        """The blocks, by index, whose output this plugin needs in `step.hidden`, with every token; refused where another narrows them."""
+        """The blocks, from 0, whose output this plugin needs in `step.hidden` while training, with every token.
+
+        Refused where another plugin narrows one of them, and where the family lacks one.
+        """
         return ()
 
     def fields(self, run: Run) -> Sequence[Field]:

@@ -55,7 +55,7 @@ class ScheduledWeight(Settings):
     """From this step on the term counts nothing; 0 is never."""
 
     def weight_at(self, step: int, total: int) -> float:
-        """The weight at a step of a run of `total` steps."""
+        """The weight in an optimizer step (`step.index`) of a run of `total` steps (`run.total_steps`), counted from 0."""
         if self.cutoff_step and step >= self.cutoff_step:
             return 0.0
         if step < self.warmup_steps:

@@ -20,8 +20,10 @@ class Step:
     [B, 1, F, 1, 1]); `noise`, `noisy` and `target` have the shape of the latents. Whoever changes `noisy` sets
     `sigma` and `target` to match. What is given to the model, such as the first frame of a clip, has sigma 0 within
     such a broadcasting sigma, and the core weighs its loss with 0. `keep` marks tokens that must not be dropped,
-    [B, tokens]. `hidden` has, by block, what came out of the blocks that plugins read (`Plugin.reads_blocks`): [B, T, D],
-    the tokens of the grid first. `scratch` holds one dict per plugin and lives as long as the step.
+    [B, tokens]. `prediction` is the objective's, a velocity in the shape of the latents. `metrics` are numbers and scalars
+    for the step's event, whose names begin with their plugin's; they are averaged over micro-batches. `hidden` has, by
+    block, what came out of the blocks that plugins read (`Plugin.reads_blocks`) in mode `train`: [B, T, D], the tokens of the
+    grid first. `scratch` holds one dict per plugin and lives as long as the step.
     """
 
     index: int
