@@ -51,7 +51,7 @@ class Needy(Plugin[NoSettings]):
 
 class Narrow(Plugin[NoSettings]):
     def narrows(self, family):
-        return (0,)
+        return (range(1),)
 
 
 class Reading(Plugin[NoSettings]):

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -94,28 +94,22 @@ def assemble(config: Config) -> Assembly:
 def _on_blocks(plugins: Iterable[Plugin[Any]], family: Family) -> Iterator[tuple[str, str]]:
     """What plugins that act on blocks cannot do together: the name of one, and what to do."""
     reading: dict[str, list[int]] = {}
-    narrowing: dict[str, set[int]] = {}
+    narrowing: dict[str, list[range]] = {}
     for plugin in plugins:
         with blamed_on(plugin.name, "reads_blocks"):
             reading[plugin.name] = list(plugin.reads_blocks(family))
         with blamed_on(plugin.name, "narrows"):
-            narrowed = plugin.narrows(family)
-            narrowing[plugin.name] = {block for block in range(family.num_blocks) if block in narrowed}
+            narrowing[plugin.name] = list(plugin.narrows(family))
     for name, block in ((name, block) for name, blocks in reading.items() for block in blocks):
-        for other in (other for other, blocks in narrowing.items() if block in blocks):
+        for other in (other for other, stretches in narrowing.items() if any(block in stretch[:-1] for stretch in stretches)):
             yield (
                 name,
                 f"{name} {NEEDS_ALL_TOKENS} of block {block}, where {other} leaves some out while training: "
                 f"let {name} read another block, or {other} leave tokens out of others",
             )
     for (one, first), (other, second) in combinations(narrowing.items(), 2):
-        if met := _acted_on(first) & _acted_on(second):
+        if met := {*chain(*first)} & {*chain(*second)}:
             yield other, f"{one} and {other} both leave tokens out of block {min(met)}: let each have blocks of its own, or use one of them"
-
-
-def _acted_on(narrowed: set[int]) -> set[int]:
-    """The blocks that work on fewer tokens, of those whose output lacks some: these, and the one behind, which gives all of them back."""
-    return narrowed | {block + 1 for block in narrowed}
 
 
 def _unknown_blocks(plugins: Iterable[Plugin[Any]], family: Family) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
@@ -63,9 +63,9 @@ class Tread(Plugin[TreadSettings]):
         told = " and ".join(f"{route.ratio:.0%} bypass blocks {route.start} to {route.end}" for route in routes) or "none bypass a block"
         yield f"of the tokens {told} while training: {1 - saved:.0%} of the blocks' work is left, counted by tokens"
 
-    def narrows(self, family: Family) -> Container[int]:
-        """The blocks of the routes but the last of each, behind which all tokens are back."""
-        return {block for route in self._routes(family).values() for block in range(route.start, route.end)}
+    def narrows(self, family: Family) -> Iterable[range]:
+        """The blocks of each route."""
+        return [range(route.start, route.end + 1) for route in self._routes(family).values()]
 
     @hookimpl(wrapper=True)
     def load_model(self, run: Run, part: Part) -> Wrapper[Model]:
