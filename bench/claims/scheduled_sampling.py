@@ -53,7 +53,7 @@ script no longer has. By how much rollouts changed the gap:
 | set-up | compared with plain training of | constant target | corrected target |
 | --- | --- | --- | --- |
 | 1: shapes that it knows, 150 steps, constant learning rate | the same computation | -3 % (± 17) | +13 % (± 20) |
-| 2: shapes that it knows, 120 steps | not noted | -4 % (± 5) | -4 % (± 6) |
+| 2: shapes that it knows, 120 steps | the same steps | -4 % (± 5) | -4 % (± 6) |
 | 3: rings | see above | | |
 
 In the first two no change is beyond its uncertainty."""
