@@ -78,6 +78,24 @@ def test_smaller_and_larger_squares_than_the_encoder_was_trained_at_can_be_seen(
     assert found.isfinite().all()
 
 
+@pytest.mark.parametrize(("image_size", "seen"), [(14, 16), (56, 48), (112, 112)])
+def test_patches_of_another_size_than_14_see_the_whole_picture_in_whole_patches(tmp_path, monkeypatch, image_size, seen):
+    encoder = Encoder(str(write_encoder(tmp_path / "sixteen", patch_size=16)), image_size, 8)
+    [found] = encoder.features(torch.zeros(1, 3, 64, 64), [0], TokenGrid(1, 2, 2))
+    assert found.shape == (4, WIDTH)
+    shown = []
+    network = encoder.network
+    monkeypatch.setattr(encoder, "network", lambda pixels: shown.append(pixels) or network(pixels))
+    encoder.features(torch.zeros(1, 3, 64, 64), [0], TokenGrid(1, 2, 2))
+    assert [tuple(pixels.shape) for pixels in shown] == [(1, 3, seen, seen)]
+
+
+def test_what_a_config_leaves_out_is_what_transformers_takes_for_it(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
+    config = Encoder(str(tmp_path), 56, 8).config
+    assert (config["hidden_size"], config["patch_size"]) == (768, 14)
+
+
 def test_short_names_are_checkpoints_of_the_hub():
     names = {f"dinov2_vit{size}14{registers}" for size in "sblg" for registers in ("", "_reg")}
     assert {Encoder(name, 518, 1).origin.where for name in names} == {

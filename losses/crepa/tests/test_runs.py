@@ -157,16 +157,17 @@ def test_stop_and_resume_equals_never_stopping(train, monkeypatch, settings):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ("block = 4", r"block 4: sana_video has the blocks 0 to 3"),
-        ('source = "backbone"\nblock = 1\nteacher_block = 9', r"block 9: sana_video has the blocks 0 to 3"),
+        ("block = 4", r"block = 4: sana_video has the blocks 0 to 3"),
+        ('source = "backbone"\nblock = 1\nteacher_block = 9', r"teacher_block = 9: sana_video has the blocks 0 to 3"),
         ('source = "backbone"\nblock = 2\nteacher_block = 1', r"goes with a teacher_block that comes after block 2"),
         ('source = "backbone"', r'source = "backbone" goes with a teacher_block'),
         ("teacher_block = 3", r'source = "backbone" goes with a teacher_block'),
-        ('encoder = "nobody/nothing"', r"nobody/nothing is not in the local cache"),
+        ('encoder = "nobody/nothing"', r"encoder = 'nobody/nothing': nobody/nothing is not in the local cache"),
         ('encoder = "dinov2_vitb14"', r"facebook/dinov2-base is not in the local cache"),
         ('encoder = "dinov2_vitl14_reg"', r"facebook/dinov2-with-registers-large is not in the local cache"),
+        ('encoder = "{twin}"', r"has no config.json; it must be laid out as a model's `save_pretrained` writes it"),
         ('encoder = "no such name"', r"neither a local folder nor a Hub id"),
-        ('encoder = "{twin}/vae"', r"holds a None; crepa takes one of dinov2, dinov2_with_registers"),
+        ('encoder = "{twin}/vae"', r"holds AutoencoderKLWan; crepa takes one of dinov2, dinov2_with_registers"),
     ],
 )
 def test_what_cannot_work_is_told_before_anything_is_loaded(write, twin_of, settings, told):

@@ -62,13 +62,13 @@ class Crepa(Plugin[CrepaSettings]):
         (block, *teacher), uses_encoder = self.reads_blocks(family), self.settings.source == "encoder"
         for key, index in zip(("block", "teacher_block"), (block, *teacher), strict=False):
             if index >= family.num_blocks:
-                yield ("plugins", self.name, key), f"block {index}: {family.name} has the blocks 0 to {family.num_blocks - 1}"
+                yield ("plugins", self.name, key), f"{key} = {index}: {family.name} has the blocks 0 to {family.num_blocks - 1}"
         if bool(teacher) is uses_encoder or (teacher and teacher[0] <= block):
             yield ("plugins", self.name), f'source = "backbone" goes with a teacher_block that comes after block {block}'
         try:
             _ = uses_encoder and self.encoder.config
         except InputError as error:
-            yield ("plugins", self.name, "encoder"), str(error)
+            yield ("plugins", self.name, "encoder"), f"encoder = '{self.settings.encoder}': {error}"
 
     def remarks(self, config: Config, family: Family) -> Iterator[str]:
         """What features cost."""
