@@ -44,8 +44,8 @@ def tread(hooks: HookCaller) -> Tread:
     ("tables", "told"),
     [
         (routes((0.5, 1, 4)), ["config.toml:9:", "end = 4", "blocks 0 to 3, or -4 to -1 from the end"]),
-        (routes((0.5, -5, 1)), ["config.toml:8:", "start = -5"]),
-        (routes((0.5, -1, 1)), ["config.toml:8:", "start is block 3, behind end, which is block 1"]),
+        (routes((0.5, -5, 1)), ["config.toml:8:", "routes[0].start = -5"]),
+        (routes((0.5, -1, 1)), ["config.toml:8:", "routes[0] starts at block 3, behind its end, 1"]),
         (routes((0.5, 0, 1), (0.5, 1, 2)), ["config.toml:12:", "starts at block 1", "ends at block 1"]),
         (routes((0.5, 2, 3), (0.5, 0, 1)), ["config.toml:12:", "starts at block 0", "ends at block 3", "sort"]),
         (routes((1.0, 0, 1)), ["config.toml:7:", "ratio"]),
