@@ -173,6 +173,6 @@ class Crepa(Plugin[CrepaSettings]):
             run.progress.message(f"{self.name}: {batch.sources[0].dataset} has no pixels; decoding its latents in every step is slow")
             self._decoder = run.load(Part.DECODER)
         with torch.no_grad():
-            pixels = self._decoder.decode(batch.tensor(LATENTS))
-        shown = torch.linspace(0, pixels.shape[2] - 1 if pixels.ndim == 5 else 0, grid.frames).int().tolist()
+            pixels, frames = self._decoder.decode(batch.tensor(LATENTS)), window.frames if (window := batch.sources[0].window) else 1
+        shown = [last - frames for last in run.family.last_frames(frames, *pixels.shape[-2:])]  # from the end: the first may be left out
         return torch.stack(self.encoder.features(pixels, shown, grid))
