@@ -58,9 +58,7 @@ class ScheduledWeight(Settings):
     def _each_does_something(self) -> ScheduledWeight:
         fall = {"end_weight", "decay_steps"} & self.model_fields_set
         if self.schedule == "constant" and fall:
-            raise ValueError(
-                f'`{min(fall)}` is of a weight that changes: set `schedule` to "linear", "cosine" or "polynomial", or take it out'
-            )
+            raise ValueError(f'`{min(fall)}` is of a weight that changes: set `schedule` to "linear" or another, or take it out')
         if self.schedule != "polynomial" and "power" in self.model_fields_set:
             raise ValueError('`power` is that of schedule = "polynomial": take it out, or set that schedule')
         for key, end in (("decay_steps", self.decay_steps), ("cutoff_step", self.cutoff_step)):

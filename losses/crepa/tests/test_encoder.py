@@ -89,7 +89,12 @@ def test_patches_of_another_size_than_14_see_the_whole_picture_in_whole_patches(
     assert found.shape == (4, WIDTH)
     shown = []
     network = encoder.network
-    monkeypatch.setattr(encoder, "network", lambda pixels: shown.append(pixels) or network(pixels))
+
+    def watched(pixels):
+        shown.append(pixels)
+        return network(pixels)
+
+    monkeypatch.setattr(encoder, "network", watched)
     encoder.features(torch.zeros(1, 3, 64, 64), [0], TokenGrid(1, 2, 2))
     assert [tuple(pixels.shape) for pixels in shown] == [(1, 3, seen, seen)]
 

@@ -120,7 +120,7 @@ class Crepa(Plugin[CrepaSettings]):
         loss = yield
         average = {} if self.average is None else {"crepa_alignment_score_ema": self.average}
         step.metrics |= {"crepa_weight": weight, "crepa_cutoff": float(weight == 0 and (compares or not is_needed)), **average}
-        if compares and step.mode == "train":
+        if compares and step.mode == "train" and not step.keeps_base:
             with torch.set_grad_enabled(weight > 0), torch.autocast(run.device.type, enabled=False):
                 score, cosine, alone = align(*self._compared(run, step), own.distance, own.tau, own.cumulative)
             score = cosine if own.divide_by_weights else score  # [B, F]
