@@ -84,6 +84,13 @@ def test_checkpointing_changes_nothing(train, family):
     assert plain.steps[3]["loss"] == pytest.approx(again.steps[3]["loss"], rel=1e-5)
 
 
+def test_samples_that_keep_what_the_model_knows_are_not_aligned(train, watched):
+    train("sana", "run", "block = 1", LORA, "datasets.0.is_regularisation=true")
+    assert watched
+    assert all(not one.loss.terms for one in watched)
+    assert watched[0].loss.total.item() == 0
+
+
 def test_with_a_cache_the_encoder_is_called_once_a_sample_and_never_while_training(train, watched, monkeypatch):
     calls = counted(monkeypatch)
     train("sana_video", "run", "", "", "run.steps=5")
