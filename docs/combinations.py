@@ -114,8 +114,9 @@ def rules(plugins: Mapping[str, type[Plugin[Any]]]) -> str:
         return "No two of these act on the same block in ways that do not go together."
     told = (
         f"A plugin that {NEEDS_ALL_TOKENS} cannot read a block whose output another one leaves tokens out of while training. "
-        f"{listed(reading)} reads blocks so, and {listed(narrowing)} leaves tokens out; a config in which both mean the same block is "
-        "refused, and says which. Behind the last block of a route all tokens are back."
+        f"Blocks are read so by {listed(reading)}, and tokens left out by {listed(narrowing)}; a config in which both mean the same block "
+        "is refused, and says which. So is one in which two plugins leave tokens out of the same block. Behind the last block that a "
+        "plugin leaves tokens out of, all of them are back."
     )
     return textwrap.fill(told, WIDTH, break_on_hyphens=False) + "\n"
 

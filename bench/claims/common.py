@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from tunesmith.session import run
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = ROOT / "docs" / "claims"
+WIDTH = 140
 QUICKSTART = ROOT / "examples" / "quickstart"
 """A small trained Sana, its pictures, and the code that draws them."""
 
@@ -77,6 +79,15 @@ def write_fragment(name: str, title: str, sections: Mapping[str, str], seconds: 
     if (picture := CLAIMS / f"{name}.png").exists():
         parts.append(f"![{title}]({picture.name})")
     parts += [f"### {heading}\n\n{text}" if heading else text for heading, text in sections.items()]
-    parts.append(f"Made by `python bench/claims/{name}.py` in {seconds / 60:.1f} minutes of one processor core.")
-    file.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
+    parts.append(f"Made by `python bench/claims/{name}.py` in about {seconds / 60:.1f} minutes of one processor core.")
+    file.write_text("\n\n".join(wrapped(part.strip()) for part in parts) + "\n", encoding="utf-8")
     return file
+
+
+def wrapped(text: str) -> str:
+    """The text with lines of at most 140 characters, but for tables and pictures, whose lines are one thing each."""
+    paragraphs = text.split("\n\n")
+    kept = [one.startswith(("|", "!")) or all(len(line) <= WIDTH for line in one.splitlines()) for one in paragraphs]
+    return "\n\n".join(
+        one if is_kept else textwrap.fill(one, WIDTH, break_on_hyphens=False) for one, is_kept in zip(paragraphs, kept, strict=True)
+    )

@@ -39,16 +39,16 @@ class Probe(FamilyPlugin[Nothing]):
 NARROWS = """
 class Blocks(Settings):
     start: int = 0
-    '''The first that is narrowed.'''
+    '''The first that has fewer tokens.'''
     end: int = 0
-    '''The first that is not.'''
+    '''The last, behind which all are back.'''
 
 class Probe(Plugin[Blocks]):
     '''Leaves tokens out of some blocks.'''
     stage = Stage.ROUTE
 
     def narrows(self, family):
-        return range(self.settings.start, min(self.settings.end, family.num_blocks))
+        return [range(self.settings.start, self.settings.end + 1)]
 
     def remarks(self, config, family):
         yield f"{family.num_blocks} blocks, {config.run.steps} steps"
@@ -122,3 +122,34 @@ def test_two_plugins_may_read_the_same_block(installation):
     installation.plugin("watch", READS)
     config = load_config(written("[plugins.watch]\nblocks = [3]\n[plugins.read]\nblocks = [3]"))
     assert {plugin.name for plugin in assemble(config).hooks.plugins} >= {"watch", "read"}
+
+
+@pytest.mark.parametrize("block", [-1, 6])
+def test_a_block_that_the_family_lacks_cannot_be_read(block):
+    with pytest.raises(ConfigErrors) as raised:
+        assemble(load_config(written(f"[plugins.read]\nblocks = [{block}]")))
+    assert str(raised.value) == f"c.toml:9: [plugins.read] read reads block {block}: facts has the blocks 0 to 5"
+
+
+@pytest.mark.parametrize(("start", "end", "met"), [(2, 5, 2), (3, 3, 3), (5, 5, 5), (0, 2, 2)])
+def test_two_plugins_cannot_leave_tokens_out_of_the_same_block(installation, start, end, met):
+    installation.plugin("thin", NARROWS)
+    config = load_config(written(f"[plugins.narrow]\nstart = 2\nend = 5\n[plugins.thin]\nstart = {start}\nend = {end}"))
+    with pytest.raises(ConfigErrors) as raised:
+        assemble(config)
+    told = f"narrow and thin both leave tokens out of block {met}: let each have blocks of its own, or use one of them"
+    assert str(raised.value) == f"c.toml:12: [plugins.thin] {told}"
+
+
+def test_two_plugins_may_leave_tokens_out_of_different_blocks(installation):
+    installation.plugin("thin", NARROWS)
+    config = load_config(written("[plugins.narrow]\nstart = 2\nend = 5\n[plugins.thin]\nstart = 0\nend = 1"))
+    assert {plugin.name for plugin in assemble(config).hooks.plugins} >= {"narrow", "thin"}
+
+
+@pytest.mark.parametrize("asked", ["narrows", "reads_blocks"])
+def test_what_fails_when_asked_about_blocks_is_blamed_on_its_plugin(installation, asked):
+    installation.plain("careless", body=FAILS.replace("remarks(self, config, family)", f"{asked}(self, family)"))
+    with pytest.raises(ZeroDivisionError) as raised:
+        assemble(load_config(written("[plugins.careless]")))
+    assert any("careless" in note and asked in note for note in raised.value.__notes__)

@@ -56,12 +56,29 @@ def test_constant_stays_at_one_and_a_run_of_one_step_works():
 
 def test_a_weight_rises_stays_falls_and_is_cut_off_when_it_says() -> None:
     """Rises in `warmup_steps`, then w_end + (w - w_end) * f, f falling from 1 to 0 until `decay_steps`, and 0 from `cutoff_step` on."""
-    settings = {"weight": 0.5, "warmup_steps": 10, "decay_steps": 30, "end_weight": 0.1, "power": 2.0, "cutoff_step": 60}
+    always = {"weight": 0.5, "warmup_steps": 10, "cutoff_step": 60}
+    falling = {"decay_steps": 30, "end_weight": 0.1}
+    own = {"constant": {}, "linear": falling, "cosine": falling, "polynomial": {**falling, "power": 2.0}}
     middle = {"constant": 0.5, "linear": 0.3, "cosine": 0.3, "polynomial": 0.1 + 0.4 * 0.25}
     for schedule, half in middle.items():
-        weight = ScheduledWeight.model_validate({**settings, "schedule": schedule})
+        weight = ScheduledWeight.model_validate({**always, **own[schedule], "schedule": schedule})
         end = 0.5 if schedule == "constant" else 0.1
         told = [weight.weight_at(step, 1000) for step in (0, 5, 10, 20, 30, 59, 60, 999)]
         assert told == pytest.approx([0.0, 0.25, 0.5, half, end, end, 0.0, 0.0])
     unending = ScheduledWeight(schedule="linear")
     assert [unending.weight_at(step, 100) for step in (0, 25, 100)] == pytest.approx([1.0, 0.75, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"end_weight": 0.2}, "`end_weight` is of a weight that changes"),
+        ({"decay_steps": 9}, "`decay_steps` is of a weight that changes"),
+        ({"schedule": "cosine", "power": 3.0}, "`power` is that of"),
+        ({"schedule": "linear", "warmup_steps": 10, "decay_steps": 10}, "not over at decay_steps = 10"),
+        ({"warmup_steps": 50, "cutoff_step": 5}, "not over at cutoff_step = 5"),
+    ],
+)
+def test_settings_of_a_weight_that_would_do_nothing_are_refused(settings, told) -> None:
+    with pytest.raises(ValueError, match=told):
+        ScheduledWeight.model_validate(settings)

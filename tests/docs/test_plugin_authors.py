@@ -18,10 +18,14 @@ from typer.testing import CliRunner
 
 from tests.docs.blocks import Block, blocks
 from tests.house import ROOT
+from tests.matrix.stage import build
 from tests.toyvideo import ToyVideoFamily
 from tunesmith import Caption, Source
 from tunesmith.cli.app import app
+from tunesmith.config import ConfigErrors, load_config
 from tunesmith.contract import complaints, implementations
+from tunesmith.progress import Progress
+from tunesmith.session import assemble, run
 from tunesmith_sana import SanaFamily
 
 PAGE = ROOT / "docs/plugin-authors.md"
@@ -42,7 +46,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(tmp_path / "src")
     monkeypatch.syspath_prepend(tmp_path / "tests")
     yield tmp_path
-    for name in ("tunesmith_edges", "test_edges", "tunesmith_arrays"):
+    for name in ("tunesmith_edges", "test_edges", "tunesmith_arrays", "tunesmith_smooth"):
         sys.modules.pop(name, None)
 
 
@@ -150,3 +154,47 @@ def test_the_kind_of_the_page_decodes_what_the_crop_says(arrays: Path) -> None:
 def test_the_command_of_the_page_is_one_of_tune(arrays: Path) -> None:
     done = CliRunner().invoke(app, ["arrays", "size", str(arrays / "arrays/0.npy")])
     assert (done.exit_code, done.stdout) == (0, "512x512\n")
+
+
+@pytest.fixture
+def smooth(package: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder where the page's term on hidden states is installed."""
+    info = package / "smooth/src/tunesmith_smooth-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tunesmith-smooth\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text("[tunesmith]\nsmooth = tunesmith_smooth:Smooth\n")
+    monkeypatch.syspath_prepend(package / "smooth/src")
+    return package
+
+
+@pytest.mark.parametrize("family", ["sana", "wan_s2v"])
+def test_the_term_on_hidden_states_trains_every_family(smooth: Path, family: str) -> None:
+    stage = build(family, smooth / family)
+    file = stage.folder / "config.toml"
+    file.write_text(stage.config('[plugins.smooth]\nblock = 2\nweight = 0.5\nschedule = "linear"\nwarmup_steps = 1\n'))
+    told = []
+    for checkpointing in ("false", "true"):
+        with Progress("quiet") as progress:
+            made = run(load_config(file, [f"run.gradient_checkpointing={checkpointing}"]), "never", progress)
+        events = map(json.loads, (made / "events.jsonl").read_text().splitlines())
+        told.append([event for event in events if event["event"] == "step"])
+    plain, again = told
+    assert ["loss_smooth" in event for event in plain] == [False, True, True]
+    assert [event["loss_smooth"] / event["smooth_difference"] for event in plain[1:]] == pytest.approx([0.5, 0.25])
+    assert [event["loss"] for event in again] == [event["loss"] for event in plain]
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [(9, "[plugins.smooth] block 9: sana has 4 blocks"), (1, "smooth reads hidden states and needs all tokens of block 1")],
+)
+def test_the_term_refuses_blocks_that_it_cannot_read(smooth: Path, block: int, told: str) -> None:
+    file = smooth / "config.toml"
+    routes = "[plugins.tread]\nroutes = [{ ratio = 0.5, start = 1, end = 2 }]\n"
+    file.write_text(
+        f'[run]\nsteps = 1\n[model]\nfamily = "sana"\npath = "{SanaFamily.tiny(smooth / "twin")}"\n[[datasets]]\npath = "data"\n'
+        f"[plugins.smooth]\nblock = {block}\n{routes}"
+    )
+    with pytest.raises(ConfigErrors) as raised:
+        assemble(load_config(file))
+    assert told in str(raised.value)

@@ -91,7 +91,7 @@ def accumulation_shows(seen: Observed) -> None:
 
 
 def resume_shows(seen: Observed) -> None:
-    """Shown by `goes_on`, which compares two runs."""
+    """Shown by the test itself, which compares a run that was killed and went on with one that was not."""
 
 
 FEATURES = {

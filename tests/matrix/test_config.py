@@ -81,9 +81,7 @@ def test_a_block_within_a_route_cannot_be_aligned(matrix: Matrix, family: str) -
 
 @pytest.mark.parametrize("family", ["sana", "sana_video"])
 def test_the_block_that_a_family_aligns_by_itself_is_refused_alike(matrix: Matrix, family: str) -> None:
-    assert "crepa compares hidden states token by token and needs all tokens of block 2" in refusal(
-        written(matrix, family, f"{CREPA}{TREAD}start = 0\nend = -1\n")
-    )
+    assert f"crepa {NEEDS_ALL_TOKENS} of block 2" in refusal(written(matrix, family, f"{CREPA}{TREAD}start = 0\nend = -1\n"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -123,11 +121,11 @@ WRONG = [
     ("[plugins.masked]\n", "[plugins.masked]", "no dataset has masks"),
     (f'{MASKS}[plugins.masked]\ntype = "hard"\n', 'type = "hard"', "segmentation"),
     (f"{MASKS}[plugins.masked]\nbackground = 2\n", "background = 2", "should be at most 1"),
-    (f"{CREPA}block = 9\n", "block = 9", "block 9: sana has the blocks 0 to 3"),
+    (f"{CREPA}block = 9\n", "block = 9", "block = 9: sana has the blocks 0 to 3"),
     (f"{CREPA}teacher_block = 3\n", "[plugins.crepa]", "goes with a teacher_block that comes after block 2"),
     ('[plugins.crepa]\nencoder = "/nowhere/dino"\n', 'encoder = "/nowhere/dino"', "/nowhere/dino"),
     ("[plugins.crepa]\nimage_size = 100\n", "image_size = 100", "a multiple of 14"),
-    (f"{TREAD}start = 2\nend = 1\n", "start = 2", "start is block 2, behind end"),
+    (f"{TREAD}start = 2\nend = 1\n", "start = 2", "starts at block 2, behind its end"),
     (f"{TREAD}start = 0\nend = 7\n", "end = 7", "has blocks 0 to 3"),
     (
         f"{TREAD}start = 0\nend = 1\n{TREAD}start = 1 # again\nend = 2\n",

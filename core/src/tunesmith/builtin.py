@@ -121,11 +121,8 @@ class CoreWithObjective(Core):
 
 
 def aim_at_base(run: Run, step: Step) -> None:
-    """Where the samples keep what the model knows, make the target its own prediction without adapters.
-
-    Without adapters there is no such prediction, and the samples are ordinary ones.
-    """
-    if not run.model.adapters or not run.datasets[step.batch.sources[0].dataset].table.is_regularisation:
+    """Where the samples keep what the model knows, make the target its own prediction without adapters."""
+    if not step.keeps_base:
         return
     with run.model.evaluating(), run.model.without_adapters():  # what is dropped out while training is no part of what the model knows
         step.target = run.model.predict(step.noisy, step.sigma, step.batch).float()

@@ -79,7 +79,8 @@ def read_json(origin: Origin, names: Sequence[str]) -> dict[str, Any]:
             if not isinstance(found, dict):
                 raise InputError(f"{path} holds a {type(found).__name__}; a component's configuration is a JSON object")
             return found
-    raise InputError(f"{origin} has no {' and no '.join(names)}; it must be laid out as a diffusers pipeline's `save_pretrained` writes it")
+    layout = "a diffusers pipeline's" if any("/" in name for name in names) else "a model's"
+    raise InputError(f"{origin} has no {' and no '.join(names)}; it must be laid out as {layout} `save_pretrained` writes it")
 
 
 def fetch_weights(origin: Origin, subfolder: str, suffix: str | None, *, or_root: bool = False) -> Component:
@@ -96,7 +97,8 @@ def fetch_weights(origin: Origin, subfolder: str, suffix: str | None, *, or_root
         if weights:
             _require_shards(folder, weights)
             return Component(folder, wanted, (folder / "config.json", *weights))
-    raise InputError(f"{origin} has no safetensors weights in {subfolder}/; Tunesmith loads no other format")
+    place = f"{subfolder}/ or at its root" if or_root else f"{subfolder}/"
+    raise InputError(f"{origin} has no safetensors weights in {place}; Tunesmith loads no other format")
 
 
 def fetch_tokenizer(origin: Origin, *, or_root: bool = False) -> Component:

@@ -120,7 +120,7 @@ def _costs(plan: Plan) -> Iterator[Block]:
     cache = "nothing is cached, all is encoded on the fly"
     if plan.cache_bytes is not None:
         where = "memory" if plan.cache == "memory" else "the cache"
-        cache = f"{where} takes {size_text(plan.cache_bytes)} before compression (captions and masks not counted)"
+        cache = f"{where} takes {size_text(plan.cache_bytes)} before compression (captions, masks and what plugins add not counted)"
     yield Line(cache)
     memory = plan.memory
     yield Line(

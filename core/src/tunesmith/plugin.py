@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
@@ -106,12 +106,18 @@ class Plugin(Generic[S]):
         """What to know before the run starts, such as what this plugin costs; `tune plan` tells it, and the run when it starts."""
         return ()
 
-    def narrows(self, family: Family) -> Container[int]:
-        """The blocks, by index, whose output lacks some of the tokens while training, because this plugin leaves them out."""
+    def narrows(self, family: Family) -> Iterable[range]:
+        """Stretches of blocks, from 0, that this plugin leaves tokens out of while training; behind the last of each all are back.
+
+        Refused where another plugin leaves tokens out of the same block.
+        """
         return ()
 
     def reads_blocks(self, family: Family) -> Iterable[int]:
-        """The blocks, by index, whose output this plugin needs in `step.hidden`, with every token; refused where another narrows them."""
+        """The blocks, from 0, whose output this plugin needs in `step.hidden` while training, with every token.
+
+        Refused where another plugin narrows one of them, and where the family lacks one.
+        """
         return ()
 
     def fields(self, run: Run) -> Sequence[Field]:

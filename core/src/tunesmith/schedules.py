@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .config.tables import MOST_STEPS, OptimizerTable
 from .plugin import Settings
@@ -54,8 +54,20 @@ class ScheduledWeight(Settings):
     cutoff_step: int = Field(0, ge=0, le=MOST_STEPS)
     """From this step on the term counts nothing; 0 is never."""
 
+    @model_validator(mode="after")
+    def _each_does_something(self) -> ScheduledWeight:
+        fall = {"end_weight", "decay_steps"} & self.model_fields_set
+        if self.schedule == "constant" and fall:
+            raise ValueError(f'`{min(fall)}` is of a weight that changes: set `schedule` to "linear" or another, or take it out')
+        if self.schedule != "polynomial" and "power" in self.model_fields_set:
+            raise ValueError('`power` is that of schedule = "polynomial": take it out, or set that schedule')
+        for key, end in (("decay_steps", self.decay_steps), ("cutoff_step", self.cutoff_step)):
+            if 0 < end <= self.warmup_steps:
+                raise ValueError(f"warmup_steps = {self.warmup_steps} is not over at {key} = {end}: let the weight rise before it falls")
+        return self
+
     def weight_at(self, step: int, total: int) -> float:
-        """The weight at a step of a run of `total` steps."""
+        """The weight in an optimizer step (`step.index`) of a run of `total` steps (`run.total_steps`), counted from 0."""
         if self.cutoff_step and step >= self.cutoff_step:
             return 0.0
         if step < self.warmup_steps:

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from itertools import chain, combinations
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -47,8 +48,8 @@ FILE_HASHES = "files.sqlite"
 """File below the cache for the hashes of files' contents."""
 FILE_INDEX = "headers.sqlite"
 """File below the cache for what the headers of training data told."""
-NEEDS_ALL_TOKENS = "compares hidden states token by token and needs all tokens"
-"""Why two plugins that act on one block may not go together."""
+NEEDS_ALL_TOKENS = "reads hidden states and needs all tokens"
+"""Why a plugin that reads a block may not go together with one that leaves tokens out of it."""
 HOOK_NAMES = tuple(name for name, spec in vars(Hooks).items() if hasattr(spec, "tunesmith_spec"))
 
 
@@ -83,23 +84,41 @@ def assemble(config: Config) -> Assembly:
         with blamed_on(name, "check"):
             problems += [config.problem(key, sentence) for key, sentence in plugin.check(config, family)]
     problems += [config.problem(key, sentence) for key, sentence in complaints(config, family, list(made.values()))]
-    problems += [config.problem(("plugins", name), sentence) for name, sentence in _narrowed(made.values(), family)]
+    problems += [config.problem(("plugins", name), sentence) for name, sentence in _on_blocks(made.values(), family)]
+    if not problems:
+        problems = [config.problem(("plugins", name), sentence) for name, sentence in _unknown_blocks(made.values(), family)]
     if problems:
         raise ConfigErrors(problems)
     return Assembly(family, HookCaller(made[name] for name in order))
 
 
-def _narrowed(plugins: Iterable[Plugin[Any]], family: Family) -> Iterator[tuple[str, str]]:
-    """Plugins that need all tokens of a block of which another one leaves some out: the name, and what to do."""
-    narrowing = [(plugin.name, plugin.narrows(family)) for plugin in plugins]
+def _on_blocks(plugins: Iterable[Plugin[Any]], family: Family) -> Iterator[tuple[str, str]]:
+    """What plugins that act on blocks cannot do together: the name of one, and what to do."""
+    reading: dict[str, list[int]] = {}
+    narrowing: dict[str, list[range]] = {}
+    for plugin in plugins:
+        with blamed_on(plugin.name, "reads_blocks"):
+            reading[plugin.name] = list(plugin.reads_blocks(family))
+        with blamed_on(plugin.name, "narrows"):
+            narrowing[plugin.name] = list(plugin.narrows(family))
+    for name, block in ((name, block) for name, blocks in reading.items() for block in blocks):
+        for other in (other for other, stretches in narrowing.items() if any(block in stretch[:-1] for stretch in stretches)):
+            yield (
+                name,
+                f"{name} {NEEDS_ALL_TOKENS} of block {block}, where {other} leaves some out while training: "
+                f"let {name} read another block, or {other} leave tokens out of others",
+            )
+    for (one, first), (other, second) in combinations(narrowing.items(), 2):
+        if met := {*chain(*first)} & {*chain(*second)}:
+            yield other, f"{one} and {other} both leave tokens out of block {min(met)}: let each have blocks of its own, or use one of them"
+
+
+def _unknown_blocks(plugins: Iterable[Plugin[Any]], family: Family) -> Iterator[tuple[str, str]]:
+    """Plugins that read blocks which the family lacks, and have not said so themselves."""
     for plugin in plugins:
         for block in plugin.reads_blocks(family):
-            for other in (name for name, blocks in narrowing if block in blocks):
-                yield (
-                    plugin.name,
-                    f"{plugin.name} {NEEDS_ALL_TOKENS} of block {block}, where {other} leaves some out while training: "
-                    f"let {plugin.name} read another block, or {other} leave tokens out of others",
-                )
+            if block not in range(family.num_blocks):
+                yield plugin.name, f"{plugin.name} reads block {block}: {family.name} has the blocks 0 to {family.num_blocks - 1}"
 
 
 def remarks(config: Config, cast: Assembly) -> list[str]:

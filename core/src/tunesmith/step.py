@@ -20,8 +20,12 @@ class Step:
     [B, 1, F, 1, 1]); `noise`, `noisy` and `target` have the shape of the latents. Whoever changes `noisy` sets
     `sigma` and `target` to match. What is given to the model, such as the first frame of a clip, has sigma 0 within
     such a broadcasting sigma, and the core weighs its loss with 0. `keep` marks tokens that must not be dropped,
-    [B, tokens]. `hidden` has, by block, what came out of the blocks that plugins read (`Plugin.reads_blocks`): [B, T, D],
-    the tokens of the grid first. `scratch` holds one dict per plugin and lives as long as the step.
+    [B, tokens]. Where samples keep what the model knows (`keeps_base`), the target becomes the prediction without adapters
+    within `compute_loss`; terms that pull the prediction elsewhere are out of place there. `prediction` is the objective's,
+    a velocity in the shape of the latents. `metrics` are numbers and scalars for the step's event, whose names begin with
+    their plugin's; they are averaged over micro-batches. `hidden` has, by block, what came out of the blocks that plugins
+    read (`Plugin.reads_blocks`) in mode `train`: [B, T, D], the tokens of the grid first. `scratch` holds one dict per plugin
+    and lives as long as the step.
     """
 
     index: int
@@ -34,6 +38,7 @@ class Step:
     noisy: Tensor
     target: Tensor
     keep: Tensor | None = None
+    keeps_base: bool = False
     prediction: Tensor | None = None
     metrics: dict[str, Tensor | float] = field(default_factory=dict)
     hidden: dict[int, Tensor] = field(default_factory=dict)

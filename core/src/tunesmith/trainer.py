@@ -58,7 +58,9 @@ class Trainer:
         self.loader = loader
         self.progress = run.progress
         self.accumulation = run.config.run.gradient_accumulation
-        self.given = frozenset(name for name, dataset in run.datasets.items() if dataset.table.gives_first_frame)
+        tables = {name: dataset.table for name, dataset in run.datasets.items()}
+        self.keeping = frozenset(name for name, table in tables.items() if table.is_regularisation and run.model.adapters)
+        self.given = frozenset(name for name, table in tables.items() if table.gives_first_frame)
         self.reported = (run.step, time.perf_counter())
 
     def train(self) -> None:
@@ -155,7 +157,8 @@ class Trainer:
         keep = self.first_frame(latents) if self.first_frame_given(batch) else None
         index, micro = divmod(position, self.accumulation)
         seed_global(drawn.seed, device)
-        return Step(index, micro, position, "train", batch, sigma, noise, noisy, target, keep)
+        keeps_base = batch.sources[0].dataset in self.keeping
+        return Step(index, micro, position, "train", batch, sigma, noise, noisy, target, keep, keeps_base)
 
     def first_frame(self, latents: Tensor) -> Tensor:
         """The tokens of the first frame, [B, tokens]."""

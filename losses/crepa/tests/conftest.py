@@ -28,9 +28,9 @@ WIDTH = 16
 """Of the features of the small encoders."""
 
 
-def write_encoder(folder: Path, registers: int = 0) -> Path:
+def write_encoder(folder: Path, registers: int = 0, patch_size: int = 14) -> Path:
     """A small DINOv2 with random weights, as `save_pretrained` leaves it."""
-    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": patch_size}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
         if registers:

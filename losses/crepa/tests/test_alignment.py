@@ -44,7 +44,8 @@ def settings_of(told: dict[str, Any]) -> CrepaSettings:
     values = {OURS[key]: value for key, value in told.items() if key in OURS}
     if "crepa_threshold_mode" in told:
         values["recoverable"] = told["crepa_threshold_mode"] == "recoverable"
-    return CrepaSettings(**values)
+    idle = {"constant": {"end_weight", "decay_steps", "power"}, "polynomial": set()}.get(values.get("schedule", "constant"), {"power"})
+    return CrepaSettings(**{key: value for key, value in values.items() if key not in idle})
 
 
 def brought_together(states: Tensor, features: Tensor, *, pool: bool) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -16,6 +17,8 @@ from transformers import AutoModel
 from tunesmith import (
     LATENTS,
     PIXELS,
+    Batch,
+    Caption,
     Crop,
     Field,
     KindPlugin,
@@ -26,6 +29,7 @@ from tunesmith import (
     PixelKind,
     PixelTable,
     Probe,
+    Ragged,
     Source,
     Stage,
     TokenGrid,
@@ -76,6 +80,29 @@ def test_smaller_and_larger_squares_than_the_encoder_was_trained_at_can_be_seen(
     [found] = Encoder(str(encoder), image_size, 8).features(torch.zeros(1, 3, 64, 64), [0], TokenGrid(1, 2, 2))
     assert found.shape == (4, WIDTH)
     assert found.isfinite().all()
+
+
+@pytest.mark.parametrize(("image_size", "seen"), [(14, 16), (56, 48), (112, 112)])
+def test_patches_of_another_size_than_14_see_the_whole_picture_in_whole_patches(tmp_path, monkeypatch, image_size, seen):
+    encoder = Encoder(str(write_encoder(tmp_path / "sixteen", patch_size=16)), image_size, 8)
+    [found] = encoder.features(torch.zeros(1, 3, 64, 64), [0], TokenGrid(1, 2, 2))
+    assert found.shape == (4, WIDTH)
+    shown = []
+    network = encoder.network
+
+    def watched(pixels):
+        shown.append(pixels)
+        return network(pixels)
+
+    monkeypatch.setattr(encoder, "network", watched)
+    encoder.features(torch.zeros(1, 3, 64, 64), [0], TokenGrid(1, 2, 2))
+    assert [tuple(pixels.shape) for pixels in shown] == [(1, 3, seen, seen)]
+
+
+def test_what_a_config_leaves_out_is_what_transformers_takes_for_it(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
+    config = Encoder(str(tmp_path), 56, 8).config
+    assert (config["hidden_size"], config["patch_size"]) == (768, 14)
 
 
 def test_short_names_are_checkpoints_of_the_hub():
@@ -212,3 +239,23 @@ def test_where_pixels_are_gone_latents_are_decoded_and_that_is_told_once(write, 
     found = crepa_of(last.run)._features(last.run, last.step.batch, grid)
     expected = by_hand(Path(crepa_of(last.run).settings.encoder), pixels[0, :, [0, 4, 8]].transpose(0, 1), 0, (grid.height, grid.width))
     torch.testing.assert_close(found.float(), expected.reshape(found.shape), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(("family", "left_out"), [("sana_video", 0), ("wan_s2v", 1)])
+@pytest.mark.parametrize("frames", [1, 9])
+def test_frames_that_are_decoded_stand_for_the_same_tokens_as_those_of_the_file(write, family, left_out, frames):
+    """A decoder that gives the pixels back, but for a first frame that the family does not decode; a picture lasts."""
+    config = write(family, "decoded")
+    cast_of_run = assemble(config)
+    [crepa] = [one for one in cast_of_run.hooks.plugins if isinstance(one, Crepa)]
+    pixels = torch.rand((1, 3, frames, 64, 96), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    decoded = pixels[:, :, left_out:] if frames > 1 else pixels.expand(-1, -1, 1 + 3 * left_out, -1, -1)
+    window = Window(0.0, frames, 16.0) if frames > 1 else None
+    source = Source("kept", Path("a"), Caption(""), Crop((96, 64), (96, 64), (0, 0)), window)
+    nothing = Ragged([torch.zeros(0, 1)])
+    batch = Batch((source,), (source.caption,), fields={LATENTS: torch.zeros(1), FEATURES: nothing})
+    crepa._decoder = cast(Any, SimpleNamespace(decode=lambda latents: decoded))
+    grid = cast_of_run.family.token_grid(frames, 64, 96)
+    found = crepa._features(cast(Any, SimpleNamespace(family=cast_of_run.family)), batch, grid)
+    [expected] = crepa.encoder.features(pixels, cast_of_run.family.last_frames(frames, 64, 96), grid)
+    assert torch.equal(found[0], expected)

@@ -84,6 +84,13 @@ def test_checkpointing_changes_nothing(train, family):
     assert plain.steps[3]["loss"] == pytest.approx(again.steps[3]["loss"], rel=1e-5)
 
 
+def test_samples_that_keep_what_the_model_knows_are_not_aligned(train, watched):
+    train("sana", "run", "block = 1", LORA, "datasets.0.is_regularisation=true")
+    assert watched
+    assert all(not one.loss.terms for one in watched)
+    assert watched[0].loss.total.item() == 0
+
+
 def test_with_a_cache_the_encoder_is_called_once_a_sample_and_never_while_training(train, watched, monkeypatch):
     calls = counted(monkeypatch)
     train("sana_video", "run", "", "", "run.steps=5")
@@ -157,16 +164,17 @@ def test_stop_and_resume_equals_never_stopping(train, monkeypatch, settings):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ("block = 4", r"block 4: sana_video has the blocks 0 to 3"),
-        ('source = "backbone"\nblock = 1\nteacher_block = 9', r"block 9: sana_video has the blocks 0 to 3"),
+        ("block = 4", r"block = 4: sana_video has the blocks 0 to 3"),
+        ('source = "backbone"\nblock = 1\nteacher_block = 9', r"teacher_block = 9: sana_video has the blocks 0 to 3"),
         ('source = "backbone"\nblock = 2\nteacher_block = 1', r"goes with a teacher_block that comes after block 2"),
         ('source = "backbone"', r'source = "backbone" goes with a teacher_block'),
         ("teacher_block = 3", r'source = "backbone" goes with a teacher_block'),
-        ('encoder = "nobody/nothing"', r"nobody/nothing is not in the local cache"),
+        ('encoder = "nobody/nothing"', r"encoder = 'nobody/nothing': nobody/nothing is not in the local cache"),
         ('encoder = "dinov2_vitb14"', r"facebook/dinov2-base is not in the local cache"),
         ('encoder = "dinov2_vitl14_reg"', r"facebook/dinov2-with-registers-large is not in the local cache"),
+        ('encoder = "{twin}"', r"has no config.json; it must be laid out as a model's `save_pretrained` writes it"),
         ('encoder = "no such name"', r"neither a local folder nor a Hub id"),
-        ('encoder = "{twin}/vae"', r"holds a None; crepa takes one of dinov2, dinov2_with_registers"),
+        ('encoder = "{twin}/vae"', r"holds AutoencoderKLWan; crepa takes one of dinov2, dinov2_with_registers"),
     ],
 )
 def test_what_cannot_work_is_told_before_anything_is_loaded(write, twin_of, settings, told):

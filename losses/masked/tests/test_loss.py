@@ -248,3 +248,9 @@ def test_tokens_of_a_clip_are_kept_in_their_own_frames_beside_what_was_kept() ->
     step.keep = torch.arange(12)[None] < 1
     compute(step, lambda frames: (range(1), range(1, 5), range(5, 9)))
     assert step.keep.nonzero()[:, 1].tolist() == [0, 11]
+
+
+def test_by_area_the_background_is_a_part_of_the_area() -> None:
+    found = weights(GREYS, (2, 2), background=0.5, normalise_by_area=True)
+    shares = 0.5 + 0.5 * torch.tensor([[0.0, 0.2], [1.0, 1 / (4 * 255)]])
+    torch.testing.assert_close(found, shares / shares.mean())

@@ -82,8 +82,7 @@ class Bench:
         self.hooks = HookCaller([Objective("objective", NoSettings()), self.plugin])
         run = SimpleNamespace(
             model=self.model,
-            sigmas=SimpleNamespace(shift=lambda tokens: self.shift),
-            family=SimpleNamespace(defaults=SimpleNamespace(sampling_steps=20)),
+            family=SimpleNamespace(defaults=SimpleNamespace(sampling_steps=20), noise_shift=self.shift),
             numpy_generator=lambda purpose, *position: numpy_generator(self.seed, purpose, *position),
         )
         self.run = cast(Run, run)

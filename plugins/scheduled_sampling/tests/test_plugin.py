@@ -142,6 +142,32 @@ def test_reflexflow_asks_for_two_predictions_more_and_without_frequencies_for_no
     assert counts == [2, 4, 2]
 
 
+def test_reflexflow_asks_nothing_of_samples_that_keep_what_the_model_knows(sigma: Tensor) -> None:
+    bench = Bench(settings(**EVERY_STEP, reflexflow={}))
+    step = step_at(sigma, a_rolled_out_position(bench, sigma))
+    step.keeps_base = True
+    loss = bench.compute(step)
+    assert len(bench.model.asked) == 2
+    assert not loss.terms
+    assert not loss.weights
+
+
+def test_a_rollout_ends_at_the_level_of_what_is_made_where_a_frame_is_given() -> None:
+    """The last step begins one sampling step above the sample's own sigma, though the given frame's is 0."""
+    levels = torch.tensor([0.2, 0.6])
+    bench = Bench(settings(**EVERY_STEP), lambda noisy, level: noisy.sin())
+    step = step_at(levels, a_rolled_out_position(bench, levels))
+    latents, noise = (torch.randn(2, 4, 3, 2, 2, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    sigma = levels.reshape(2, 1, 1, 1, 1).repeat(1, 1, 3, 1, 1)
+    sigma[:, :, 0] = 0
+    step.batch.fields["latents"], step.noise, step.sigma = latents, noise, sigma
+    step.noisy, step.target = mix(latents, noise, sigma)
+    bench.compute(step)
+    _, last, *_ = bench.model.asked[-1]
+    torch.testing.assert_close(last[:, 0, 1:, 0, 0], (levels + 1 / 10)[:, None].expand(-1, 2))
+    assert not last[:, :, 0].any()
+
+
 def test_reflexflow_leaves_out_what_is_given() -> None:
     generator = torch.Generator().manual_seed(0)
     latents, noise = (torch.randn(2, 4, 3, 2, 2, generator=generator) for _ in range(2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -73,3 +74,14 @@ def test_importance_is_the_l1_norm_of_each_token_from_the_least_to_the_largest_o
 def test_tokens_that_are_all_alike_have_no_importance_and_one_token_is_always_kept() -> None:
     assert torch.equal(importance(torch.ones(2, 5, 3)), torch.zeros(2, 5))
     assert choose(torch.rand(3, 1), 0.9).tolist() == [[0], [0], [0]]
+
+
+def test_tokens_that_bypass_take_the_precision_of_those_that_went_through() -> None:
+    """As under autocast on a GPU, where the first block is given bf16 and gives fp32; a CPU's autocast would see to it by itself."""
+    routed = Routed(TokenGrid(1, 1, 4), lambda hidden: torch.tensor([[1, 3]]))
+    entry = TrunkModule("block", nn.Identity(), is_block=True)
+    given = torch.arange(8.0).reshape(1, 4, 2).bfloat16()
+    (entering,), _ = routed.narrow(entry, inspect.signature(lambda hidden_states: None), True, (given,), {})
+    whole = routed.widen(entry, (), entering.float() / 3)
+    assert whole.dtype is torch.float32
+    assert torch.equal(whole[0], torch.tensor([[0, 1], [2 / 3, 1], [4, 5], [2, 7 / 3]]))

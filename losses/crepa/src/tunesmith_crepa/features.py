@@ -30,11 +30,11 @@ class Encoder:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What its config.json says, without its weights."""
+        """What its config.json says, and for what that leaves out transformers; without its weights."""
         config = read_json(self.origin, ["config.json"])
-        if config.get("model_type") not in KINDS:
-            raise InputError(f"{self.origin} holds a {config.get('model_type')!r}; crepa takes one of {', '.join(KINDS)}")
-        return config
+        if (kind := config.get("model_type", config.get("_class_name"))) not in KINDS:
+            raise InputError(f"{self.origin} holds {kind or 'no model_type'}; crepa takes one of {', '.join(KINDS)}")
+        return {**KINDS[kind].config_class().to_dict(), **config}
 
     @torch.no_grad()
     def features(self, pixels: Tensor, shown: Sequence[int], grid: TokenGrid) -> list[Tensor]:
@@ -43,9 +43,9 @@ class Encoder:
             self.network = load_frozen(KINDS[self.config["model_type"]], self.component(), torch.float32).to(pixels.device)
         frames = (pixels if pixels.ndim == 5 else pixels.unsqueeze(2))[:, :, list(shown)].transpose(1, 2).flatten(0, 1)
         mean, std = pixels.new_tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]  # ImageNet's, [3, 1, 1] each
-        edge, found = self.image_size // self.config["patch_size"], []
+        edge, patch, found = max(self.image_size // self.config["patch_size"], 1), self.config["patch_size"], []
         for some in torch.split(frames, self.frames_per_batch):  # [n, 3, H, W]
-            seen = interpolate(some / 2 + 0.5, (self.image_size, self.image_size), mode="bilinear", antialias=True)
+            seen = interpolate(some / 2 + 0.5, (edge * patch, edge * patch), mode="bilinear", antialias=True)
             with torch.autocast(pixels.device.type, enabled=False):
                 patches = self.network((seen - mean) / std).last_hidden_state[:, -(edge**2) :]  # class and registers come first
             square = patches.transpose(1, 2).unflatten(2, (edge, edge))  # [n, E, rows, columns]

@@ -62,13 +62,13 @@ class Crepa(Plugin[CrepaSettings]):
         (block, *teacher), uses_encoder = self.reads_blocks(family), self.settings.source == "encoder"
         for key, index in zip(("block", "teacher_block"), (block, *teacher), strict=False):
             if index >= family.num_blocks:
-                yield ("plugins", self.name, key), f"block {index}: {family.name} has the blocks 0 to {family.num_blocks - 1}"
+                yield ("plugins", self.name, key), f"{key} = {index}: {family.name} has the blocks 0 to {family.num_blocks - 1}"
         if bool(teacher) is uses_encoder or (teacher and teacher[0] <= block):
             yield ("plugins", self.name), f'source = "backbone" goes with a teacher_block that comes after block {block}'
         try:
             _ = uses_encoder and self.encoder.config
         except InputError as error:
-            yield ("plugins", self.name, "encoder"), str(error)
+            yield ("plugins", self.name, "encoder"), f"encoder = '{self.settings.encoder}': {error}"
 
     def remarks(self, config: Config, family: Family) -> Iterator[str]:
         """What features cost."""
@@ -120,7 +120,7 @@ class Crepa(Plugin[CrepaSettings]):
         loss = yield
         average = {} if self.average is None else {"crepa_alignment_score_ema": self.average}
         step.metrics |= {"crepa_weight": weight, "crepa_cutoff": float(weight == 0 and (compares or not is_needed)), **average}
-        if compares and step.mode == "train":
+        if compares and step.mode == "train" and not step.keeps_base:
             with torch.set_grad_enabled(weight > 0), torch.autocast(run.device.type, enabled=False):
                 score, cosine, alone = align(*self._compared(run, step), own.distance, own.tau, own.cumulative)
             score = cosine if own.divide_by_weights else score  # [B, F]
@@ -173,6 +173,6 @@ class Crepa(Plugin[CrepaSettings]):
             run.progress.message(f"{self.name}: {batch.sources[0].dataset} has no pixels; decoding its latents in every step is slow")
             self._decoder = run.load(Part.DECODER)
         with torch.no_grad():
-            pixels = self._decoder.decode(batch.tensor(LATENTS))
-        shown = torch.linspace(0, pixels.shape[2] - 1 if pixels.ndim == 5 else 0, grid.frames).int().tolist()
+            pixels, frames = self._decoder.decode(batch.tensor(LATENTS)), window.frames if (window := batch.sources[0].window) else 1
+        shown = [last - frames for last in run.family.last_frames(frames, *pixels.shape[-2:])]  # from the end: the first may be left out
         return torch.stack(self.encoder.features(pixels, shown, grid))

@@ -62,7 +62,7 @@ class ScheduledSampling(Plugin[ScheduledSamplingSettings]):
         if is_rolled:
             self._roll_out(run, step, ways)
         loss = yield
-        if is_rolled and self.settings.reflexflow is not None:
+        if is_rolled and self.settings.reflexflow is not None and not step.keeps_base:
             self._compare(step, loss, self.settings.reflexflow)
         return loss
 
@@ -86,7 +86,7 @@ class ScheduledSampling(Plugin[ScheduledSamplingSettings]):
     def _roll_out(self, run: Run, step: Step, ways: list[Path]) -> None:
         """Change the noisy latents and the target; sigma and noise stay."""
         settings, sigma, latents = self.settings, step.sigma, step.batch.tensor(LATENTS).float()
-        compares = settings.reflexflow is not None and settings.reflexflow.frequency > 0
+        compares = settings.reflexflow is not None and settings.reflexflow.frequency > 0 and not step.keeps_base
         solver, own = Solver(settings.solver, settings.order), step.scratch[self.name]
         with run.model.evaluating():
             if compares:
@@ -111,8 +111,9 @@ class ScheduledSampling(Plugin[ScheduledSamplingSettings]):
         loss.add(self.name, terms.anti_drift * drift_distance(step.prediction.float(), step.noisy, latents, made))
 
     def _shift(self, run: Run, step: Step) -> float:
-        """The shift of the sigmas of training, at the size of these samples."""
-        return run.sigmas.shift(run.model.token_grid(step.noisy).tokens)
+        """The shift that samples are made with: the checkpoint's own, or where it has none that of training at their size."""
+        own = run.family.noise_shift
+        return run.sigmas.shift(run.model.token_grid(step.noisy).tokens) if own is None else own
 
     def _sampling_steps(self, family: Family) -> int:
         """The steps of the sampling that a rollout is a part of."""

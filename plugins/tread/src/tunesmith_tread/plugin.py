@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
@@ -45,15 +45,15 @@ class Tread(Plugin[TreadSettings]):
         place, blocks = ("plugins", self.name, "routes"), family.num_blocks
         known = f"{family.name} has blocks 0 to {blocks - 1}, or -{blocks} to -1 from the end"
         given = [(n, key, block) for n, one in enumerate(self.settings.routes) for key, block in (("start", one.start), ("end", one.end))]
-        unknown = [((*place, n, key), f"{key} = {block}: {known}") for n, key, block in given if not -blocks <= block < blocks]
+        unknown = [((*place, n, key), f"routes[{n}].{key} = {block}: {known}") for n, key, block in given if not -blocks <= block < blocks]
         yield from unknown
         routes = {} if unknown else self._routes(family)
         for number, route in routes.items():
             if route.start > route.end:
-                yield (*place, number, "start"), f"start is block {route.start}, behind end, which is block {route.end}; exchange them"
+                yield (*place, number, "start"), f"routes[{number}] starts at block {route.start}, behind its end, {route.end}; swap them"
         for before, (number, route) in zip(routes.values(), [*routes.items()][1:], strict=False):
             if route.start <= before.end:
-                met = f"this route starts at block {route.start}, and the one before it ends at block {before.end}"
+                met = f"routes[{number}] starts at block {route.start}, and the one before it ends at block {before.end}"
                 yield (*place, number, "start"), f"{met}: sort routes by their blocks, and let each start behind the end of the one before"
 
     def remarks(self, config: Config, family: Family) -> Iterator[str]:
@@ -63,9 +63,9 @@ class Tread(Plugin[TreadSettings]):
         told = " and ".join(f"{route.ratio:.0%} bypass blocks {route.start} to {route.end}" for route in routes) or "none bypass a block"
         yield f"of the tokens {told} while training: {1 - saved:.0%} of the blocks' work is left, counted by tokens"
 
-    def narrows(self, family: Family) -> Container[int]:
-        """The blocks of the routes but the last of each, behind which all tokens are back."""
-        return {block for route in self._routes(family).values() for block in range(route.start, route.end)}
+    def narrows(self, family: Family) -> Iterable[range]:
+        """The blocks of each route."""
+        return [range(route.start, route.end + 1) for route in self._routes(family).values()]
 
     @hookimpl(wrapper=True)
     def load_model(self, run: Run, part: Part) -> Wrapper[Model]:
