@@ -2,7 +2,8 @@
 # make test         the test suite
 # make matrix       every family with every pair of features, of which the test suite has a dozen
 # make check        style, types, architecture, and the documentation as a site
-# make bench        measure what a run costs beyond its computation, and what data costs, into docs/measured.md
+# make bench        measure what a run, data and features cost, into docs/measured.md
+# make claims       show at toy scale what features claim, into docs/claims (half an hour)
 # make venv         the development environment alone
 # make pretrain     make the quickstart's checkpoint again, from nothing (about an hour)
 # make clean        remove the environment, the tools' caches and the quickstart's runs
@@ -22,7 +23,7 @@ PACKAGES := core $(sort $(patsubst %/pyproject.toml,%,$(wildcard models/*/pyproj
 PROJECTS := $(PACKAGES:%=%/pyproject.toml)
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_OPTIONS)
 
-.PHONY: quickstart test matrix check bench venv pretrain clean
+.PHONY: quickstart test matrix check bench claims venv pretrain clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/tune run examples/quickstart/config.toml $(RUN_OPTIONS)
@@ -44,6 +45,11 @@ check: $(VENV)/.dev
 bench: $(VENV)/.run
 	$(BIN)/python bench/overhead.py --write docs/measured.md
 	$(BIN)/python bench/data.py --write docs/measured.md
+	$(BIN)/python bench/tread.py --write docs/measured.md
+	$(BIN)/python bench/scheduled_sampling.py --write docs/measured.md
+
+claims: $(VENV)/.dev
+	for claim in masked crepa tread scheduled_sampling; do $(BIN)/python bench/claims/$$claim.py || exit 1; done
 
 venv: $(VENV)/.dev
 

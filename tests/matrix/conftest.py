@@ -30,11 +30,11 @@ class Matrix:
         self.encoder = write_encoder(folder / "dinov2")
         self.stage_of: Callable[[str], Stage] = cache(lambda family: build(family, folder / family))
 
-    def train(self, family: str, features: frozenset[str], name: str) -> tuple[Result, Observed]:
-        """The whole run, or what is left of one that was killed."""
+    def train(self, family: str, features: frozenset[str], name: str, more: str = "", *further: str) -> tuple[Result, Observed]:
+        """The whole run, or what is left of one that was killed; with more tables, and further overrides."""
         file = self.stage_of(family).folder / f"{name}.toml"
-        file.write_text(self.stage_of(family).config(tables(features, self.encoder)))
-        config = load_config(file, overrides(features))
+        file.write_text(self.stage_of(family).config(tables(features, self.encoder) + more))
+        config = load_config(file, (*overrides(features), *further))
         with Progress("quiet") as progress, observing() as seen:
             return Result(run(config, "latest", progress)), seen
 

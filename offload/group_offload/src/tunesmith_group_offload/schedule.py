@@ -28,46 +28,53 @@ class Schedule:
     """Lets each group be on the device for the work of its stretch, and with a stream the next one on its way meanwhile.
 
     With activation checkpointing modules are called again during backward, which brings their weights back. Without it
-    backward would look for the weights of forward, and find them gone.
+    backward would look for the weights of forward, and find them gone. Backward goes from module to module of the trunk, each
+    as a whole, so what belongs to another one may go when one begins; nothing is added to the graph of gradients for that.
     """
 
     def __init__(self, stretches: Sequence[Stretch], groups: Sequence[Group], stream: torch.cuda.Stream | None) -> None:
+        self.stretches = stretches
         self.groups = groups
         self.stream = stream
+        self.here: set[int] = set()
         self.most_here = 0
         """The most groups that were on the device at once."""
         for number, stretch in enumerate(stretches):
             for module in stretch.modules:
                 module.register_forward_pre_hook(partial(self._enter, number))
             stretch.modules[-1].register_forward_hook(partial(self._leave, number))
-        _, *later = dict.fromkeys(stretch.within for stretch in stretches)
-        for within in later:  # the first one's input may need no gradient, and then nothing tells when it is done: it waits for `rest`
-            numbers = [number for number, stretch in enumerate(stretches) if stretch.within is within]
-            within.register_full_backward_hook(partial(self._done, numbers))
 
     def rest(self) -> None:
         """Let every group go home, at the end of a step."""
-        for group in self.groups:
-            group.unload()
+        for number in list(self.here):
+            self._unload(number)
 
     def _enter(self, number: int, *_: Any) -> None:
-        group = self.groups[number]
-        group.load(self.stream)
-        group.wait()
-        following = number - 1 if in_backward() else number + 1
+        backward = in_backward()
+        following = number - 1 if backward else number + 1
+        if backward:
+            within = self.stretches[number].within
+            for other in [other for other in self.here if other != number and self.stretches[other].within is not within]:
+                self._unload(other)
+        self._load(number)
+        self.groups[number].wait()
         if self.stream is not None and 0 <= following < len(self.groups):
-            self.groups[following].load(self.stream)
-        self.most_here = max(self.most_here, sum(group.is_here for group in self.groups))
+            self._load(following)
+        self.most_here = max(self.most_here, len(self.here))
 
     def _leave(self, number: int, *_: Any) -> None:
         """After forward; the last group stays where backward begins with it."""
         stays = torch.is_grad_enabled() and number == len(self.groups) - 1
         if not (in_backward() or stays):
-            self.groups[number].unload()
+            self._unload(number)
 
-    def _done(self, numbers: Sequence[int], *_: Any) -> None:
-        for number in numbers:
-            self.groups[number].unload()
+    def _load(self, number: int) -> None:
+        self.groups[number].load(self.stream)
+        self.here.add(number)
+
+    def _unload(self, number: int) -> None:
+        self.groups[number].unload()
+        self.here.discard(number)
 
 
 def in_backward() -> bool:
