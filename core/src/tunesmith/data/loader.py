@@ -51,6 +51,7 @@ class Loader:
         self.run = run
         self.order = order
         self._fields = tuple(fields)
+        self._some_end = any(field.is_needed is not None for field in self._fields)
         self.cache = cache
         self.on_unreadable = on_unreadable
         self.unreadable: dict[Path, str] = {}
@@ -64,6 +65,8 @@ class Loader:
     @property
     def fields(self) -> tuple[Field, ...]:
         """The fields that batches have from here on."""
+        if not self._some_end:
+            return self._fields
         return tuple(field for field in self._fields if field.is_needed is None or field.is_needed())
 
     def batch(self, position: int) -> Batch:
