@@ -10,8 +10,8 @@ from importlib.metadata import packages_distributions
 import tunesmith
 from tests.house import Package, core, feature_packages, imported, packages, shown
 
-WORDS_OF_THE_CORE = {"video", "audio", "image", "quantize"}
-"""Names that a feature may have and the core may say too: kinds of data, and a stage."""
+WORDS_OF_THE_CORE = {"video", "audio", "image"}
+"""Names that a feature may have and the core may say too: kinds of data."""
 ONE_LIBRARY = {"pydantic-core": "pydantic"}
 """Distributions that another one pins exactly and is one library with."""
 NOT_IMPORTED: dict[tuple[str, str], str] = {

@@ -20,7 +20,7 @@ class Stage(IntEnum):
     """Where a plugin stands, counted from the model outwards."""
 
     LOAD = 0
-    QUANTIZE = 1
+    CONVERT = 1
     ADAPT = 2
     ROUTE = 3
     OBJECTIVE = 4

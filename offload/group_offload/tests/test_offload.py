@@ -14,9 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tunesmith.config import ConfigErrors, load_config
-from tunesmith.progress import Progress
-from tunesmith.session import run
+from tests.runs.conftest import short_run, start_run
+from tunesmith.config import ConfigErrors
 from tunesmith_group_offload.groups import Group
 from tunesmith_group_offload.schedule import Schedule
 from tunesmith_sana import SanaFamily
@@ -44,42 +43,24 @@ def train(tmp_path: Path, twin: Path, pictures: Path, monkeypatch: pytest.Monkey
     """Run the common tables and `extra`; gives the run's directory."""
     monkeypatch.chdir(tmp_path)
 
+    model = f'family = "sana"\npath = {str(twin)!r}\ncomplex_human_instruction = false'
+    dataset = f"path = {str(pictures)!r}\nresolution = 64"
+
     def start(name: str, extra: str, *overrides: str) -> Path:
-        file = tmp_path / f"{name}.toml"
-        file.write_text(
-            f"""
-[run]
-steps = 3
-precision = "no"
-device = "cpu"
-log_every = 1
-gradient_checkpointing = true
+        text = short_run(model, "lr = 1e-2", dataset, VALIDATION + extra, steps=3, batch_size=1)
+        return start_run(tmp_path / f"{name}.toml", text, ("run.gradient_checkpointing=true", *overrides)).path
 
-[model]
-family = "sana"
-path = {str(twin)!r}
-complex_human_instruction = false
+    return start
 
-[optimizer]
-lr = 1e-2
 
-[[datasets]]
-path = {str(pictures)!r}
-resolution = 64
-
+VALIDATION = """
 [validation]
-prompts = {{ grey = "a shade" }}
+prompts = { grey = "a shade" }
 resolutions = ["64x64"]
 steps = 2
 at_start = false
 
-{extra}
 """
-        )
-        with Progress("quiet") as progress:
-            return run(load_config(file, overrides), "latest", progress)
-
-    return start
 
 
 class Device:

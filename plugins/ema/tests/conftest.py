@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tunesmith.config import load_config
-from tunesmith.progress import Progress
-from tunesmith.session import run
+from tests.runs.conftest import short_run, start_run
 from tunesmith_sana import SanaFamily
 
 Runner = Callable[..., Path]
@@ -36,41 +34,24 @@ def train(tmp_path: Path, twin: Path, pictures: Path, monkeypatch: pytest.Monkey
     """Run the common tables and `extra`, with `--set` overrides; gives the run's directory."""
     monkeypatch.chdir(tmp_path)
 
+    model = f'family = "sana"\npath = {str(twin)!r}\ncomplex_human_instruction = false'
+    dataset = f"path = {str(pictures)!r}\nresolution = 64"
+
     def start(name: str, extra: str, *overrides: str) -> Path:
-        file = tmp_path / f"{name}.toml"
-        file.write_text(
-            f"""
-[run]
-steps = 6
-precision = "no"
-device = "cpu"
-log_every = 1
+        text = short_run(model, "lr = 1e-2", dataset, TABLES + extra, batch_size=1)
+        return start_run(tmp_path / f"{name}.toml", text, overrides).path
 
-[model]
-family = "sana"
-path = {str(twin)!r}
-complex_human_instruction = false
+    return start
 
-[optimizer]
-lr = 1e-2
 
-[[datasets]]
-path = {str(pictures)!r}
-resolution = 64
-
+TABLES = """
 [checkpoints]
 every = 1
 
 [validation]
-prompts = {{ grey = "a shade" }}
+prompts = { grey = "a shade" }
 resolutions = ["64x64"]
 steps = 2
 at_start = false
 
-{extra}
 """
-        )
-        with Progress("quiet") as progress:
-            return run(load_config(file, overrides), "latest", progress)
-
-    return start

@@ -81,7 +81,7 @@ class QuantizeSettings(Settings):
 class Quantize(Plugin[QuantizeSettings]):
     """Keep frozen weights in four or eight bits, and unpack each layer when it is used (QLoRA, 2305.14314)."""
 
-    stage = Stage.QUANTIZE
+    stage = Stage.CONVERT
 
     def check(self, config: Config, family: Family) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Formats that cannot be had here or that the family refuses, layers that are not there, and weights that are to be trained."""
