@@ -5,6 +5,7 @@ import http.server
 import os
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -181,13 +182,18 @@ def test_without_a_connection_the_files_of_the_last_time_are_used_and_that_is_to
 
 def test_an_interrupted_fetch_goes_on_where_it_stopped(tmp_path, memory, png):
     memory.system.pipe({f"/set/{number}.png": png(number) for number in range(6)})
-    whole, kept = type(memory.system).get_file, tmp_path / "kept"
+    whole, kept, others = type(memory.system).get_file, tmp_path / "kept", threading.Barrier(5)
+    begun = threading.Event()
 
     def sometimes(self, where, target, **more):
         if where == "/set/4.png":
+            begun.wait(60)
             with open(target, "wb") as half:
                 half.write(b"half")
             raise TimeoutError("too slow")
+        others.wait(60)
+        begun.set()
+        time.sleep(0.05)
         whole(self, where, target, **more)
 
     with memory.patched.context() as patched:

@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -184,15 +184,21 @@ class _Mirror:
             return None
 
         faults: dict[str, str] = {}
-        for name, fault in self._each(fetch, lacking):
-            if isinstance(fault, Unreachable):
-                missing = sum(not here for _, here in self._known().values())
-                raise InputError(
-                    f"{self.site.shown}: {missing} of {len(wanted)} files could not be fetched; {name}: {fault}. "
-                    "Those that came are kept: start again to go on"
-                ) from fault
-            if fault is not None:
-                faults[name] = fault
+        broken: tuple[str, Unreachable] | None = None
+        with closing(self._each(fetch, lacking)) as fetching:
+            for name, fault in fetching:
+                if isinstance(fault, Unreachable):
+                    broken = name, fault
+                    break
+                if fault is not None:
+                    faults[name] = fault
+        if broken is not None:  # counted here, where those that were under way have come
+            name, error = broken
+            missing = sum(not here for _, here in self._known().values())
+            raise InputError(
+                f"{self.site.shown}: {missing} of {len(wanted)} files could not be fetched; {name}: {error}. "
+                "Those that came are kept: start again to go on"
+            ) from error
         self._forget(list(faults))
         fetched = len(lacking) - len(faults)
         if fetched:
@@ -235,8 +241,8 @@ class _Mirror:
             return f"there is nothing at {self.site.shown} ({error})"
         return f"{self.site.shown} cannot be reached ({error})"
 
-    def _each(self, task: Callable[[str], R], names: Sequence[str]) -> Iterator[tuple[str, R]]:
-        """Do something for each name in threads; after an error no more is begun."""
+    def _each(self, task: Callable[[str], R], names: Sequence[str]) -> Generator[tuple[str, R]]:
+        """Do something for each name in threads; after an error, or when closed, no more is begun and what is under way ends first."""
         pool = ThreadPoolExecutor(FETCHERS)
         try:
             for start in range(0, len(names), _TOGETHER):
