@@ -99,9 +99,9 @@ def test_a_step_with_accumulation_is_the_bare_computation_on_its_micro_batches(t
         steps.append(step)
         return compute(self, run, step)
 
-    def caught(self, factor):
+    def caught(self):
         gradients.append([parameter.grad.clone() for parameter in self._parameters])
-        update(self, factor)
+        update(self)
 
     monkeypatch.setattr(HookCaller, "compute_loss", watched)
     monkeypatch.setattr(Engine, "update", caught)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Caption,
         Crop,
         Field,
+        FieldShape,
         FieldValue,
         Ragged,
         Source,
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from .pipelines.plugin import PipelinePlugin
     from .pipelines.settings import PipelineSettings
     from .pipelines.twins import gemma_twin, write_twin
-    from .plugin import NoSettings, Part, Plugin, Settings, Stage
+    from .plugin import LAST_RESORT, Lever, NoSettings, Part, Plugin, Settings, Stage
     from .prompts import encode_captions
     from .quiet import without_progress_bars
     from .run import Run
@@ -83,6 +84,7 @@ _HOMES = {
         "Caption",
         "Crop",
         "Field",
+        "FieldShape",
         "FieldValue",
         "Ragged",
         "Source",
@@ -123,7 +125,7 @@ _HOMES = {
     "pipelines.plugin": ("PipelinePlugin",),
     "pipelines.settings": ("PipelineSettings",),
     "pipelines.twins": ("gemma_twin", "write_twin"),
-    "plugin": ("NoSettings", "Part", "Plugin", "Settings", "Stage"),
+    "plugin": ("LAST_RESORT", "Lever", "NoSettings", "Part", "Plugin", "Settings", "Stage"),
     "prompts": ("encode_captions",),
     "quiet": ("without_progress_bars",),
     "run": ("Run",),
@@ -139,6 +141,7 @@ __all__ = [
     "AUDIO",
     "CONTROL",
     "HISTORY",
+    "LAST_RESORT",
     "LATENTS",
     "LATENTS_STD",
     "MASK",
@@ -158,6 +161,7 @@ __all__ = [
     "FamilyDefaults",
     "FamilyPlugin",
     "Field",
+    "FieldShape",
     "FieldValue",
     "Funnel",
     "GridConvolution",
@@ -167,6 +171,7 @@ __all__ = [
     "Kind",
     "KindPlugin",
     "LatentStatistics",
+    "Lever",
     "Listing",
     "Loss",
     "Media",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import nn
-from torch.autograd.graph import save_on_cpu
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from .model import Model
+from .run import Run
 
 
 def checkpoint_blocks(model: Model, every: int) -> None:
@@ -32,6 +32,10 @@ def checkpoint_blocks(model: Model, every: int) -> None:
     model.denoiser.enable_gradient_checkpointing(call)
 
 
-def saved_tensors(device: torch.device, where: str) -> AbstractContextManager[Any]:
-    """While the loss is computed: `cpu` moves what backward will need off the device; on a CPU there is nothing to move."""
-    return save_on_cpu(pin_memory=True) if where == "cpu" and device.type != "cpu" else nullcontext()
+def saved_tensors(run: Run) -> AbstractContextManager[Any]:
+    """While the loss is computed: `[run] activations = "cpu"` moves what backward will need off the device; on a CPU there is nothing to move."""
+    if run.config.run.activations != "cpu":
+        return nullcontext()
+    if run.is_rehearsal:
+        return saved_tensors_hooks(run.host_copy, run.device_copy)
+    return nullcontext() if run.device.type == "cpu" else save_on_cpu(pin_memory=True)

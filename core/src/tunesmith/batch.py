@@ -41,6 +41,15 @@ class Field:
 
 
 @dataclass(frozen=True)
+class FieldShape:
+    """What one sample's value of a field looks like; of ragged ones as long as they get."""
+
+    shape: tuple[int, ...]
+    ragged: bool = False
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
 class Caption:
     """A text to encode; `negative` marks what a sampler steers away from, which some families encode differently."""
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from safetensors.torch import save_file
 
-from .batch import Batch, Field
-from .config.datasets import ControlTable, ReferenceTable, SampleTable
+from .batch import Batch, Field, FieldShape
+from .config.datasets import ControlTable, MaskTable, ReferenceTable, SampleTable
 from .data.pictures import MASK
 from .family import Family
 from .hooks import Wrapper, hookimpl
@@ -43,6 +43,18 @@ class Core(Plugin[CoreSettings]):
                 ("run", "latents"),
                 f'latents = "sample": the autoencoder of {family.name} gives no distribution to draw from; use "mean"',
             )
+        if config.optimizer.fused_backward_pass and config.run.gradient_accumulation > 1:
+            yield (
+                ("run", "gradient_accumulation"),
+                "with [optimizer] fused_backward_pass weights are updated in every backward: gradients cannot be accumulated; "
+                "set gradient_accumulation = 1, or take fused_backward_pass out",
+            )
+        if config.optimizer.fused_backward_pass and config.run.precision == "fp16":
+            yield (
+                ("run", "precision"),
+                "with fp16 a step is only made once all gradients are known to be finite, and [optimizer] fused_backward_pass "
+                'does not wait for that; use "bf16"',
+            )
         for name in config.optimizer.lr_of:
             if name not in config.plugins:
                 yield ("optimizer", "lr_of", name), f"lr_of: there is no active plugin {name!r}; write its table, or take this out"
@@ -62,6 +74,11 @@ class Core(Plugin[CoreSettings]):
         """The mask, where any dataset has masks; samples of the others count in full."""
         with_masks = any(MASK in dataset.companions for dataset in run.datasets.values())
         return (Field(MASK, "mask-1", per_sample=True, needs=(MASK,)),) if with_masks else ()
+
+    def field_shapes(self, config: Config, family: Family, frames: int, height: int, width: int) -> dict[str, FieldShape]:
+        """The mask of a sample."""
+        shape = (1, height, width) if frames == 1 else (1, frames, height, width)
+        return {MASK: FieldShape(shape, dtype=torch.uint8)} if any(isinstance(table, MaskTable) for table in config.datasets) else {}
 
     @hookimpl(wrapper=True)
     def encode_batch(self, run: Run, batch: Batch) -> Wrapper[Batch]:

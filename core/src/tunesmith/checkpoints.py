@@ -129,7 +129,7 @@ FIXED = ("model", "datasets")
 """Tables that a resumed run must share with the checkpoint: with others it would be another run."""
 FIXED_KEYS = {
     "run": ("seed", "batch_size", "gradient_accumulation", "weights", "precision"),
-    "optimizer": ("type",),
+    "optimizer": ("type", "fused_backward_pass"),
 }
 """Keys of other tables that it must share."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,10 +13,11 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .config.optimizers import optimizer_class
+from .combined import FusedBackward, parts_of
+from .config.optimizers import MUON, optimizer_class
 from .config.tables import OptimizerTable, RunTable
 from .errors import InputError
-from .model import Trainable
+from .model import Trainable, TrunkModule
 
 FUSED = ("Adam", "AdamW")
 """Optimizers of torch.optim whose fused kernel is the fastest on every device, the CPU too."""
@@ -84,6 +85,7 @@ class Engine:
         self.update_was_skipped = False
         self._optimizer: Optimizer | None = None
         self._parameters: list[nn.Parameter] = []
+        self._switching: list[Switching] = []
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; deterministic matrix products need it
         torch.use_deterministic_algorithms(table.deterministic)
 
@@ -100,34 +102,47 @@ class Engine:
         return self._optimizer
 
     @property
+    def optimizer_states(self) -> list[dict[Any, Any]]:
+        """What is kept of each parameter, by parameter: one dict, or one for each optimizer that the run's is made of."""
+        return [part.state for part in parts_of(self.optimizer)]
+
+    @property
     def scaler(self) -> Any | None:
         """The gradient scaler of fp16, or None."""
         return self.accelerator.scaler
 
     def load_optimizer(self, state: dict[str, Any], table: OptimizerTable) -> None:
         """Take up an optimizer's state, with the learning rates and arguments that the config has now."""
-        rates = [group["initial_lr"] for group in self.optimizer.param_groups]
+        wanted = ("initial_lr", *table.arguments)
+        made = [{key: group[key] for key in wanted if key in group} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state)
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group.update(_arguments(table), initial_lr=rate)
+        for group, settings in zip(self.optimizer.param_groups, made, strict=True):
+            group.update(settings)
 
     @property
     def trains_elsewhere(self) -> bool:
         """Whether the optimizer trains at other weights than those to use, as schedule-free ones do."""
-        return isinstance(self.optimizer, Switching)
+        return bool(self._switching)
+
+    @property
+    def updates_in_backward(self) -> bool:
+        """Whether weights change while the gradient is computed, so that all must be checked before."""
+        return isinstance(self._optimizer, FusedBackward)
 
     @contextmanager
     def weights_to_use(self) -> Iterator[None]:
         """The weights as they are to be used within the context, and exactly as they are trained again after it."""
-        if not isinstance(self.optimizer, Switching):
+        if not self._switching:
             yield
             return
         trained = [parameter.detach().clone() for parameter in self._parameters]
-        self.optimizer.eval()
+        for part in self._switching:
+            part.eval()
         try:
             yield
         finally:
-            self.optimizer.train()
+            for part in self._switching:
+                part.train()
             with torch.no_grad():  # to switch back and forth is not exact
                 torch._foreach_copy_([*self._parameters], trained)
 
@@ -142,8 +157,9 @@ class Engine:
         """Prepare module and optimizer; returns the module to call."""
         self._optimizer = optimizer
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        if isinstance(optimizer, Switching):
-            optimizer.train()
+        self._switching = [part for part in parts_of(optimizer) if isinstance(part, Switching)]
+        for part in self._switching:
+            part.train()
         prepared, self._wrapped = self.accelerator.prepare(trainable, optimizer)
         return prepared
 
@@ -155,6 +171,8 @@ class Engine:
         """Clip the gradients as `[optimizer]` says; returns their norm before clipping."""
         if self.scaler is not None:
             self.accelerator.unscale_gradients()
+        if isinstance(self._optimizer, FusedBackward):
+            return self._optimizer.take_norm()
         if table.clip_norm is not None:
             return nn.utils.clip_grad_norm_(self._parameters, table.clip_norm)
         norm = nn.utils.get_total_norm([parameter.grad for parameter in self._parameters if parameter.grad is not None])
@@ -162,13 +180,16 @@ class Engine:
             nn.utils.clip_grad_value_(self._parameters, table.clip_value)
         return norm
 
-    def update(self, factor: float) -> None:
-        """Step and clear the gradients, with the learning rate scaled by `factor`.
+    def set_rate(self, factor: float) -> None:
+        """Scale the learning rates of the next update by `factor`; before backward, which may make it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def update(self) -> None:
+        """Step and clear the gradients.
 
         With fp16 the scaler skips the step if a gradient is not finite, and lowers its scale; `update_was_skipped` tells.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -192,12 +213,11 @@ def _resident_peak() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _arguments(table: OptimizerTable) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.arguments.items()}
+def parameter_groups(trainable: Trainable, table: OptimizerTable, trunk: Sequence[TrunkModule] = ()) -> list[dict[str, Any]]:
+    """What is trained, in groups of one learning rate and, for Muon, of matrices of the trunk or not.
 
-
-def parameter_groups(trainable: Trainable, table: OptimizerTable) -> list[dict[str, Any]]:
-    """What is trained, in groups of one learning rate; InputError if `lr_of` names what adds no module."""
+    InputError if `lr_of` names what adds no module, or if Muon would have nothing to train.
+    """
     odd = next((name for name in table.lr_of if name not in trainable.extra), None)
     if odd is not None:
         known = ", ".join(trainable.extra) or "no plugin does"
@@ -205,18 +225,41 @@ def parameter_groups(trainable: Trainable, table: OptimizerTable) -> list[dict[s
     own = {name: [one for one in trainable.extra[name].parameters() if one.requires_grad] for name in table.lr_of}
     apart = {id(parameter) for parameters in own.values() for parameter in parameters}
     rest = [one for one in trainable.parameters() if one.requires_grad and id(one) not in apart]
-    groups = [{"params": rest, "lr": table.lr}, *({"params": own[name], "lr": lr} for name, lr in table.lr_of.items())]
+    groups: list[dict[str, Any]] = [{"params": rest}, *({"params": own[name], "lr": lr} for name, lr in table.lr_of.items())]
+    if table.type == MUON:
+        groups = _divided(groups, trunk)
     return [group for group in groups if group["params"]]
+
+
+def _divided(groups: Iterable[dict[str, Any]], trunk: Sequence[TrunkModule]) -> list[dict[str, Any]]:
+    """Each group as two: the matrices of the trunk, and everything else."""
+    from .muon import matrices
+
+    among = {id(weight) for weight in matrices(trunk)}
+    divided = [
+        {**group, "params": [one for one in group["params"] if (id(one) in among) is use_muon], "use_muon": use_muon}
+        for use_muon in (True, False)
+        for group in groups
+    ]
+    if not any(group["params"] for group in divided if group["use_muon"]):
+        raise InputError(f'[optimizer] type = "{MUON}": nothing that is trained is a matrix of a block, which it is for; write "adamw"')
+    return divided
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], table: OptimizerTable) -> Optimizer:
     """The optimizer that `[optimizer]` describes, of parameters or groups; InputError with its own words if it refuses its arguments."""
     kind = optimizer_class(table.type)
-    arguments = _arguments(table)
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in table.arguments.items()}
     if kind.__module__.startswith("torch.optim") and kind.__name__ in FUSED and not {"fused", "foreach"} & set(arguments):
         arguments["fused"] = True
+
+    def make(groups: list[Any]) -> Optimizer:
+        made: Optimizer = kind(groups, lr=table.lr, **arguments)
+        return made
+
+    given: Any = list(parameters)
     try:
-        optimizer: Optimizer = kind(list(parameters), lr=table.lr, **arguments)
+        optimizer = FusedBackward(given, make, table.clip_value) if table.fused_backward_pass else make(given)
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"[optimizer] {table.type} refuses these arguments: {error}") from error
     for group in optimizer.param_groups:

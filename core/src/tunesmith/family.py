@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from torch import nn
 
-from .plugin import Plugin, Settings, Stage
+from .plugin import Part, Plugin, Settings, Stage
+
+if TYPE_CHECKING:
+    from .model import Model
+    from .run import Run
 
 
 class Modality(Enum):
@@ -166,3 +170,10 @@ class FamilyPlugin(Plugin[F]):
     @abstractmethod
     def family(self) -> Family:
         """The facts about the checkpoint that the settings name; InputError if its configuration cannot be read."""
+
+    def outline(self, run: Run, part: Part) -> Model | None:
+        """What `load_model` gives, from configurations alone: shapes count, values do not; None where that is not known.
+
+        The forecast of memory goes through a step with it, on tensors that hold nothing.
+        """
+        return None

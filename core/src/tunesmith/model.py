@@ -107,6 +107,8 @@ class Model(ABC):
     that plugins add, by plugin name. A plugin that injects an adapter registers in `adapters` how to switch it off.
     `trains_base` says whether the denoiser itself is trained: the core sets it before any plugin sees the model, and it
     is so unless a plugin of stage ADAPT is active. Whoever places the modules on devices sets `placed`.
+    Where the core sets `fixed_lengths`, `predict` gives the denoiser prompts that are padded to the most there can be, not to
+    the longest of the batch: then every batch of samples of one size has the same shapes, which blocks are compiled for.
     """
 
     component: str = "transformer"
@@ -121,6 +123,7 @@ class Model(ABC):
         self.prepared: Callable[..., Any] | None = None
         self.trains_base = False
         self.placed = False
+        self.fixed_lengths = False
 
     @property
     def denoiser(self) -> Any:

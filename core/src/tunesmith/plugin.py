@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from .batch import Field
+    from .batch import Field, FieldShape
     from .config import Config
     from .family import Family
     from .media import MediaReader, MediaWriter
@@ -41,6 +42,25 @@ class Part(Enum):
     ENCODERS = "encoders"
     DENOISER = "denoiser"
     DECODER = "decoder"
+
+
+@dataclass(frozen=True)
+class Lever:
+    """Settings with which a run takes less of the device's memory; `tune plan --vram` tries them, and proposes the cheapest that fit.
+
+    `price` below 1 is about the share of a step's time that they cost. From 1 on they lose something of the weights, and from
+    `LAST_RESORT` on another thing is learnt, which is proposed only where nothing else is enough.
+    """
+
+    changes: Mapping[str, bool | int | str]
+    """Values by dotted key, such as `{"run.activations": "cpu"}`."""
+    costs: str
+    """What they cost, in words."""
+    price: float
+
+
+LAST_RESORT = 100.0
+"""The price of what changes what is learnt."""
 
 
 class Settings(BaseModel):
@@ -81,6 +101,8 @@ class Plugin(Generic[S]):
     """Names of plugins without which this one cannot work."""
     conflicts: ClassVar[Mapping[str, str]] = {}
     """Names of plugins that cannot be on at the same time, each with the reason."""
+    levers: ClassVar[tuple[Lever, ...]] = ()
+    """Settings of this plugin that save memory; they are asked for whether it is active or not."""
     settings_type: ClassVar[type[Settings]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -123,6 +145,10 @@ class Plugin(Generic[S]):
     def fields(self, run: Run) -> Sequence[Field]:
         """The batch fields that this plugin's `encode_batch` writes."""
         return ()
+
+    def field_shapes(self, config: Config, family: Family, frames: int, height: int, width: int) -> Mapping[str, FieldShape]:
+        """What the fields that this plugin writes look like for samples of this size in pixels; for the forecast of memory."""
+        return {}
 
     def alters(self, field: Field) -> str:
         """What this plugin changes in how a field that another plugin writes is made; it counts in the keys of the cache."""

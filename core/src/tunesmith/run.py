@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from . import randomness
 from .batch import Caption, FieldValue
@@ -36,8 +37,11 @@ class Run:
 
     Two runs in one process share nothing. `step` counts finished optimizer steps; `current` is the step from before
     `compute_loss` until its backward is done, and None otherwise. `datasets` are those whose files are samples, by name;
-    `previews` is what validation makes. `sigmas` draws the noise levels of training, and knows their shift.
+    `previews` is what validation makes. `sigmas` draws the noise levels of training, and knows their shift. In a rehearsal
+    tensors have shapes and no values: `tune plan` goes through a step so, to tell what memory it takes.
     """
+
+    is_rehearsal = False
 
     def __init__(
         self,
@@ -69,6 +73,17 @@ class Run:
         self.data_identity = ""
         self._stop_reason: str | None = None
         self._finishes_steps = False
+
+    def host_copy(self, tensor: Tensor) -> Tensor:
+        """The tensor in the machine's memory, itself if it is there.
+
+        In a rehearsal, where what is on the device is counted and nothing is held, it is one that takes nothing.
+        """
+        return tensor.new_empty(()).expand(tensor.shape) if self.is_rehearsal else tensor.to("cpu")
+
+    def device_copy(self, tensor: Tensor) -> Tensor:
+        """A tensor from the machine's memory on the device, itself if that is the CPU."""
+        return tensor.contiguous() if self.is_rehearsal else tensor.to(self.device, non_blocking=True)
 
     @property
     def model(self) -> Model:

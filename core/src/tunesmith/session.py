@@ -18,6 +18,7 @@ from .builtin import CoreAroundObjective, CoreSettings, CoreWithObjective
 from .cache.disk import Cache
 from .cache.store import MemoryCache, Store
 from .cache.users import user_of
+from .compiling import compile_blocks, require_compiler
 from .config import Config, ConfigErrors, Problem
 from .contract import CORE, implementations
 from .data.dataset import Dataset
@@ -198,7 +199,10 @@ def run(config: Config, resume: str, progress: Progress) -> Path:
 
 def _engine(config: Config) -> Engine:
     try:
-        return Engine(config.run)
+        engine = Engine(config.run)
+        if config.run.compile:
+            require_compiler(engine.device)
+        return engine
     except InputError as error:
         raise ConfigErrors([config.problem(("run",), str(error))]) from error
 
@@ -224,8 +228,8 @@ def _carry_out(run: Run, cast: Assembly, datasets: Sequence[Dataset], checkpoint
         for line in dataset.funnel.lines():
             progress.message(line)
     run.total_steps, run.data_identity = total_steps(config, order), order.identity()
-    trainable = _load_denoiser(run)
-    optimizer = make_optimizer(parameter_groups(trainable, config.optimizer), config.optimizer)
+    trainable = load_denoiser(run)
+    optimizer = make_optimizer(parameter_groups(trainable, config.optimizer, run.model.trunk()), config.optimizer)
     run.model.prepared = run.engine.prepare(trainable, optimizer)
     if checkpoint is not None:
         told = checkpoints.load(run, checkpoint, run.data_identity)
@@ -323,11 +327,13 @@ def _encode(run: Run, order: Order, fields: Sequence[Field], cache: Store | None
         run.release_encoders()
 
 
-def _load_denoiser(run: Run) -> Trainable:
+def load_denoiser(run: Run) -> Trainable:
     """Load what is trained, let plugins wrap it, and settle what requires a gradient."""
     model = run.load(Part.DENOISER)
     run.model = model
     keep_hidden(run)
+    if run.config.run.compile and not run.is_rehearsal:
+        compile_blocks(run)
     denoiser = model.denoiser
     if run.config.run.gradient_checkpointing:
         checkpoint_blocks(model, int(run.config.run.gradient_checkpointing))

@@ -82,13 +82,16 @@ class Trainer:
         losses: list[Tensor] = []
         samples: list[Source] = []
         told: defaultdict[str, list[Tensor | float]] = defaultdict(list)
+        run.engine.set_rate(learning_rate_factor(run.step, run.total_steps, run.config.optimizer))
         for _ in range(self.accumulation):
             step = next(steps)
             run.current = step
             try:
-                with run.autocast(), saved_tensors(run.device, run.config.run.activations):
+                with run.autocast(), saved_tensors(run):
                     loss = run.hooks.compute_loss(run, step)
                     total = loss.total
+                if run.engine.updates_in_backward:
+                    self.finite([total], None, step.batch.sources)
                 steps.go_on()  # while the gradient is computed without Python
                 run.engine.backward(total if self.accumulation == 1 else total / self.accumulation)
             finally:
@@ -99,23 +102,25 @@ class Trainer:
             samples.extend(step.batch.sources)
         norm = run.engine.clip(run.config.optimizer)
         values = self.finite(losses, norm, samples)
-        run.engine.update(learning_rate_factor(run.step, run.total_steps, run.config.optimizer))
+        run.engine.update()
         run.step += 1
         run.hooks.on_step(run, step)
         self.report(step, sum(values) / len(values), norm, told)
 
-    def finite(self, losses: list[Tensor], norm: Tensor, samples: list[Source]) -> list[float]:
+    def finite(self, losses: list[Tensor], norm: Tensor | None, samples: Sequence[Source]) -> list[float]:
         """The losses as numbers; RunFailed that names the samples if one, or the gradient, is not finite.
 
         The one place in a step that waits for the device. With fp16 a gradient that is not finite is the scaler's matter.
         """
-        watched = losses if self.run.engine.scaler is not None else [*losses, norm.to(losses[0])]
+        watched = losses if norm is None or self.run.engine.scaler is not None else [*losses, norm.to(losses[0])]
         values: list[float] = torch.stack(watched).tolist()
         if all(map(math.isfinite, values)):
             return values[: len(losses)]
         what = "gradient" if all(map(math.isfinite, values[: len(losses)])) else "loss"
+        is_late = what == "gradient" and self.run.engine.updates_in_backward
+        outcome = "and the weights that it changed are not saved" if is_late else "and did not change the weights"
         raise RunFailed(
-            f"the {what} of step {self.run.step + 1} is not finite ({', '.join(map(str, values))}), and did not change the weights; "
+            f"the {what} of step {self.run.step + 1} is not finite ({', '.join(map(str, values))}), {outcome}; "
             f"its samples: {', '.join(map(str, samples))}. Look at these files, lower [optimizer] lr, or use precision bf16 instead of fp16"
         )
 
@@ -170,7 +175,7 @@ class Trainer:
         """Show the step; write an event when one is due, with the means over micro-batches of what plugins told."""
         run = self.run
         run.loss_average = loss if run.loss_average is None else AVERAGE_DECAY * run.loss_average + (1 - AVERAGE_DECAY) * loss
-        rate = run.engine.optimizer.param_groups[0]["lr"]
+        rate = float(run.engine.optimizer.param_groups[0]["lr"])  # torchao's is a tensor
         due = run.step % run.config.run.log_every == 0 or run.step == run.total_steps
         memory = run.engine.peak_memory() if due else None
         self.progress.step(run.step, loss, run.loss_average, rate, memory=memory)

@@ -70,7 +70,7 @@ def test_it_trains_on_every_family_and_is_saved_with_the_model(train, watched, f
 def test_the_term_reaches_the_blocks_up_to_the_aligned_one_and_the_projector_alone(train, watched, monkeypatch, family, checkpointing):
     backward = Engine.backward
     monkeypatch.setattr(Engine, "backward", lambda self, total: backward(self, watched[-1].loss.terms["crepa"]))
-    monkeypatch.setattr(Engine, "update", lambda self, factor: None)  # which would clear the gradients
+    monkeypatch.setattr(Engine, "update", lambda self: None)  # which would clear the gradients
     train(family, "run", "block = 1", "", "run.steps=1", f"run.gradient_checkpointing={checkpointing}", "validation.at_end=false")
     model = watched[-1].run.model
     reached = [any(p.grad is not None and p.grad.any() for p in entry.module.parameters()) for entry in model.blocks]

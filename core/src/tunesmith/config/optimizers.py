@@ -12,7 +12,9 @@ from ..words import nearest, shown, unknown
 from .tables import OptimizerTable
 
 _OURS = frozenset({"self", "params", "lr"})
+MUON = "muon"
 NAMED = {
+    MUON: "tunesmith.muon.MuonAdamW",
     "adamw8bit": "bitsandbytes.optim.AdamW8bit",
     "pagedadamw8bit": "bitsandbytes.optim.PagedAdamW8bit",
     "lion8bit": "bitsandbytes.optim.Lion8bit",
@@ -32,9 +34,13 @@ NAMED = {
     "radam_schedulefree": "schedulefree.RAdamScheduleFree",
     "sgd_schedulefree": "schedulefree.SGDScheduleFree",
 }
-"""Optimizers of other libraries by short names."""
+"""Optimizers by short names where torch.optim has none, or one for matrices alone."""
 _DISTRIBUTIONS = {"optimi": "torch-optimi"}
 """What is installed for a library that is imported under another name."""
+_WRITTEN = {"gradient_release": "fused_backward_pass"}
+"""Arguments that are settings of the core under another name, for which it does what the optimizer alone cannot."""
+_JOINT = {"prodigyopt": "finds one learning rate from the gradients of all weights"}
+"""Libraries whose optimizers cannot update one weight without the gradients of the others, and why."""
 _UNFIT = {
     "lbfgs": "evaluates the loss several times per step, which a loop over micro-batches does not",
     "sparseadam": "wants sparse gradients, which diffusion models do not have",
@@ -63,6 +69,9 @@ def optimizer_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
     except InputError as error:
         return [("type", str(error))]
     arguments = {name: value for name, value in table.items() if name not in OptimizerTable.model_fields}
+    joint = _JOINT.get(found.__module__.partition(".")[0])
+    if joint is not None and table.get("fused_backward_pass") is True:
+        return [("fused_backward_pass", f"{kind} {joint}, which are never there together then; take this out, or another type")]
     return _signature_problems(kind, found, arguments) or _refusal(kind, found, arguments)
 
 
@@ -83,6 +92,8 @@ def _signature_problems(kind: str, found: type[Any], arguments: Mapping[str, Any
     for name in arguments:
         if name in _OURS:
             problems.append((name, f"{name!r} is not for a config to set: what is trained follows from the model and the plugins"))
+        elif name in _WRITTEN:
+            problems.append((name, f"{name!r} is written {_WRITTEN[name]} = true here"))
         elif name not in known and not takes_any:
             problems.append((name, unknown(f"setting of {kind}", name, {*known, *OptimizerTable.model_fields})))
     missing = [one.name for one in named if one.default is one.empty and one.name not in arguments]
@@ -90,13 +101,14 @@ def _signature_problems(kind: str, found: type[Any], arguments: Mapping[str, Any
 
 
 def _refusal(kind: str, found: type[Any], arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What an optimizer of torch says of these values when it is given one weight."""
-    if not found.__module__.startswith("torch.optim"):
+    """What an optimizer of torch, or ours of several of them, says of these values when it is given a weight for each."""
+    if not found.__module__.startswith(("torch.optim", "tunesmith.")):
         return []  # others may need a GPU to be made
     import torch
 
+    shapes = ((2, 2),) if found.__module__.startswith("torch.optim") else ((2, 2), (2,))
     try:
-        found([torch.nn.Parameter(torch.zeros(2, 2))], **arguments)
+        found([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes], **arguments)
     except Exception as error:  # torch checks values in its own ways; all of them are told
         blamed = [name for name in arguments if name.rstrip("s") in str(error)]
         return [(blamed[0] if blamed else "type", f"{kind} refuses its arguments: {' '.join(str(error).split())}")]

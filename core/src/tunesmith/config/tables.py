@@ -89,6 +89,8 @@ class RunTable(Settings):
     """Recompute what happens in blocks during backward: less memory, about a third more time; with a number n only in every n-th one."""
     activations: Literal["device", "cpu"] = "device"
     """Where lies what backward needs of forward: `cpu` moves it into pinned memory of the machine, and back when it is its turn."""
+    compile: Literal[False, "blocks"] = False
+    """`blocks` runs each transformer block through torch.compile, meant for GPUs: the first steps of every size of samples take minutes."""
     precision: Literal["no", "bf16", "fp16"] = "bf16"
     """Autocast precision of the computation; fp16 needs a GPU."""
     weights: Literal["fp32", "bf16"] = "fp32"
@@ -170,6 +172,14 @@ class OptimizerTable(Settings):
     """Scale the gradient down to this norm; false switches it off, and so does `clip_value`."""
     clip_value: float | None = Field(None, gt=0)
     """Clip each element of the gradient to this size instead of clipping the norm."""
+    fused_backward_pass: bool = False
+    """Update each weight in backward, as soon as its gradient is there, and free it; needs `clip_norm = false`."""
+
+    @model_validator(mode="after")
+    def _no_norm_of_freed_gradients(self) -> OptimizerTable:
+        if self.fused_backward_pass and self.clip_norm is not None:
+            raise ValueError("with `fused_backward_pass` the gradients are never there together: add clip_norm = false, or a clip_value")
+        return self
 
     @model_validator(mode="before")
     @classmethod

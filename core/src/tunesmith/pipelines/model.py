@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
@@ -87,7 +87,8 @@ class PipelineModel(Model):
 
     def predict(self, noisy: Tensor, sigma: Tensor, conditions: Batch) -> Tensor:
         """The velocity, in fp32, that a denoiser with the usual arguments tells of noisy latents [B, C, ...] at `sigma`."""
-        embeds, mask = conditions.ragged(PROMPT_EMBEDS).padded()  # [B, T, D], [B, T]
+        length = self.family.prompt_length if self.fixed_lengths else None
+        embeds, mask = conditions.ragged(PROMPT_EMBEDS).padded(length)  # [B, T, D], [B, T]
         dtype = self.input_dtype
         (velocity,) = self.call(
             noisy.to(dtype),
@@ -115,7 +116,7 @@ class PipelineModel(Model):
         spread = sigma.float().expand(-1, -1, *noisy.shape[2:])
         return spread[:, :, ::frames, ::height, ::width]  # [B, 1, F, H, W] of the token grid
 
-    @property
+    @cached_property
     def input_dtype(self) -> torch.dtype:
         """The precision of the denoiser's first layer; its own `dtype` goes through all parameters."""
         layers = (layer for layer in self.denoiser.modules() if isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d))
@@ -158,7 +159,7 @@ class PipelineModel(Model):
             generator=torch.Generator("cpu").manual_seed(request.seed),
             output_type=output_type,
             return_dict=False,
-            **self.sampling_arguments(request, pipeline.device),
+            **self.sampling_arguments(request, pipeline._execution_device),
         )[0]
 
     def sampling_arguments(self, request: SampleRequest, device: torch.device) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from ..batch import LATENTS, LATENTS_STD, PROMPT_EMBEDS, Batch, Field
+from ..batch import LATENTS, LATENTS_STD, PROMPT_EMBEDS, Batch, Field, FieldShape
 from ..config import Config
 from ..data.given import REFERENCE
 from ..errors import InputError
@@ -21,7 +21,9 @@ from ..plugin import Part
 from ..run import Run
 from .family import P, PipelineFamily
 from .model import PipelineModel
+from .outlines import Tokenizer, made
 from .settings import DTYPES
+from .tiles import refusals, save_memory
 
 CLASS_FACTS = ("name", "modality", "adapter_targets", "pipeline_type", "denoiser_type", "encoder_types")
 """What the class of a family says, without which none can be made."""
@@ -56,7 +58,9 @@ class PipelinePlugin(FamilyPlugin[P]):
         return self._family
 
     def check(self, config: Config, family: Family) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """Sizes and schedulers of `[validation]` that the pipeline cannot sample with, and references that would not be read."""
+        """What of `[validation]` the pipeline cannot sample with, references that would not be read, and what the autoencoder lacks."""
+        for key, sentence in refusals(self.family()):
+            yield ("model", key), sentence
         for number, table in enumerate(config.datasets):
             if table.kind == REFERENCE and self.family().first_frame_pipeline is not None:
                 told = f"{family.name} is given the first frame of a clip itself; set is_i2v on the clips, and take this dataset out"
@@ -95,7 +99,33 @@ class PipelinePlugin(FamilyPlugin[P]):
         dtypes = self.settings.dtypes(run.device)
         names = family.encoder_types if part is Part.ENCODERS else family.decoder_parts
         encoders = {name: self.load_encoder(name, dtypes[name]) for name in names}
+        if "vae" in encoders:
+            save_memory(encoders["vae"], family)
         return self.model_type(family, None, encoders, self.load_tools() if part is Part.ENCODERS else {})
+
+    def outline(self, run: Run, part: Part) -> PipelineModel:
+        """The same of networks that are made from their configurations; encoders whose configuration is not known are left out."""
+        family = self.family()
+        if part is Part.DENOISER:
+            denoiser = made(family.denoiser_type, family.configs[family.denoiser_part], DTYPES[run.config.run.weights])
+            family.prepare(denoiser)
+            return self.model_type(family, denoiser, {})
+        dtypes = self.settings.dtypes(run.device)
+        names = family.encoder_types if part is Part.ENCODERS else family.decoder_parts
+        known = {name: family.configs[name] for name in names if name in family.configs}
+        encoders = {name: made(family.encoder_types[name], config, dtypes[name]) for name, config in known.items()}
+        if "vae" in encoders:
+            save_memory(encoders["vae"], family)
+        return self.model_type(family, None, encoders, {"tokenizer": Tokenizer()})
+
+    def field_shapes(self, config: Config, family: Family, frames: int, height: int, width: int) -> dict[str, FieldShape]:
+        """Latents, and embeddings of captions as long as they are read."""
+        own = self.family()
+        latents = FieldShape(own.latent_shape(frames, height, width))
+        drawn = {LATENTS_STD: latents} if own.latent_distribution and config.run.latents == "sample" else {}
+        _, key = own.fits["text_encoder"]
+        prompts = FieldShape((own.prompt_length or 0, own.configs[own.denoiser_part][key]), ragged=True)
+        return {LATENTS: latents, **drawn, PROMPT_EMBEDS: prompts}
 
     @hookimpl
     def encode_batch(self, run: Run, batch: Batch) -> Batch:
@@ -131,8 +161,9 @@ class PipelinePlugin(FamilyPlugin[P]):
         return fetch_tokenizer(place.origin, or_root=place.alone)
 
     def fingerprint(self, run: Run, part: str) -> str:
-        """What values made by an encoder depend on: its files and its precision."""
-        return f"{run.fingerprint(*self.component(part).files)} {self.settings.dtypes(run.device)[part]}"
+        """What values made by an encoder depend on: its files and its precision, and of the autoencoder its tiles."""
+        tiles = self.settings.tiles if part == "vae" else ""
+        return f"{run.fingerprint(*self.component(part).files)} {self.settings.dtypes(run.device)[part]}{tiles}"
 
 
 def _require(kind: type[Any], *names: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from ..paths import ModelSource
 from ..plugin import Settings
@@ -40,14 +40,22 @@ class PipelineSettings(Settings):
     """Precision of the text encoder; auto is bf16 on a GPU and fp32 on the CPU. There is no fp16, in which text encoders overflow."""
     vae_dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of the autoencoder."""
+    vae_tiling: bool = False
+    """Have the autoencoder take samples that are larger than a tile in tiles that overlap; it changes latents and pixels a little."""
+    vae_tile_size: int | None = Field(None, ge=1)
+    """Pixels along the edge of a tile, a multiple of what one latent stands for; the autoencoder's own when not given."""
+    vae_slicing: bool = False
+    """Have the autoencoder take the samples of a batch one by one, which changes nothing but by rounding."""
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
+    def _fits_together(self) -> Self:
         if (self.path is None) == (self.variant is None):
             found = "neither" if self.path is None else "both"
             raise ValueError(f"name the checkpoint by either `path` or `variant`; found {found}")
         if self.variant is not None and self.variant not in self.checkpoints:
             raise ValueError(f"there is no variant {self.variant!r}; known are {', '.join(self.checkpoints) or 'none'}")
+        if self.vae_tile_size is not None and not self.vae_tiling:
+            raise ValueError("`vae_tile_size` is the size of tiles: write `vae_tiling = true` beside it, or take it out")
         return self
 
     @property
@@ -58,6 +66,11 @@ class PipelineSettings(Settings):
     def elsewhere(self) -> dict[str, str | None]:
         """For the folders of parts that may come from another checkpoint, where from; None where it is this one."""
         return {"vae": self.vae, "text_encoder": self.text_encoder, "tokenizer": self.text_encoder}
+
+    @property
+    def tiles(self) -> str:
+        """In what tiles samples are encoded, where latents depend on it."""
+        return "" if not self.vae_tiling else " in tiles" if self.vae_tile_size is None else f" in tiles of {self.vae_tile_size}"
 
     def dtypes(self, device: torch.device) -> dict[str, torch.dtype]:
         """The precision of each encoder, by folder, on a device."""

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field as Setting
 from torch import Tensor, nn
 
-from tunesmith import LATENTS, PIXELS, Field, InputError, ModelSource, Part, Plugin, Ragged, ScheduledWeight, Stage, hookimpl
+from tunesmith import LATENTS, PIXELS, Field, FieldShape, InputError, ModelSource, Part, Plugin, Ragged, ScheduledWeight, Stage, hookimpl
 
 from .features import Encoder, align
 
@@ -87,6 +87,13 @@ class Crepa(Plugin[CrepaSettings]):
         tokens = f"{family.token_grid(frames, height, width)} {family.frame_spans(frames)}"  # what they stand for
         made_by = f"1 {run.fingerprint(*self.encoder.component().files)} {self.settings.image_size} {tokens}"
         return [Field(FEATURES, made_by, True, ragged=True, may_lack=(PIXELS,), is_needed=lambda: self.phase(run)[2])]
+
+    def field_shapes(self, config: Config, family: Family, frames: int, height: int, width: int) -> dict[str, FieldShape]:
+        """The features of a sample."""
+        if self.settings.source == "backbone":
+            return {}
+        tokens = family.token_grid(frames, height, width).tokens
+        return {FEATURES: FieldShape((tokens, self.encoder.config["hidden_size"]), ragged=True, dtype=torch.float16)}
 
     @hookimpl(wrapper=True)
     def load_model(self, run: Run, part: Part) -> Wrapper[Model]:

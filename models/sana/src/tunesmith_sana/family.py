@@ -35,6 +35,7 @@ class SanaFamily(PipelineFamily[SanaSettings]):
     encoder_types = MappingProxyType({"vae": AutoencoderDC, "text_encoder": Gemma2Model})
     fits = MappingProxyType({"vae": ("latent_channels", "in_channels"), "text_encoder": ("hidden_size", "caption_channels")})
     adapter_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    refuses = MappingProxyType({"chunked_feed_forward": "its feed-forward convolves neighbouring tokens; take it out"})
     sampling_multiple = 32
     """What `SanaPipeline` demands, whatever the autoencoder."""
     published, prepare = staticmethod(published), staticmethod(keep_full_precision)

@@ -13,6 +13,7 @@ from tunesmith import FamilyDefaults, InputError, Modality, PipelineFamily, Pipe
 
 from .attention import keep_full_precision
 from .first_frame import FirstFramePipeline
+from .refusals import REFUSALS
 from .tiny import write_tiny
 from .variants import VARIANTS, VariantName, published
 
@@ -32,8 +33,7 @@ class SanaVideoSettings(PipelineSettings):
 class SanaVideoFamily(PipelineFamily[SanaVideoSettings]):
     """Shapes, names and rules of one Sana Video checkpoint."""
 
-    name = "sana_video"
-    modality = Modality.VIDEO
+    name, modality = "sana_video", Modality.VIDEO
     makes, dispatched_attention = "clip", "attention to the prompt, not the linear attention between tokens"
     takes = MappingProxyType({"reference": False})
     image_to_video = latent_distribution = latents_by_channel = timesteps_by_token = masks_attention = True
@@ -42,7 +42,7 @@ class SanaVideoFamily(PipelineFamily[SanaVideoSettings]):
     encoder_types = MappingProxyType({"vae": AutoencoderKLWan, "text_encoder": Gemma2Model})
     fits = MappingProxyType({"vae": ("z_dim", "in_channels"), "text_encoder": ("hidden_size", "caption_channels")})
     adapter_targets = ("to_q", "to_k", "to_v", "to_out.0")
-    refuses = MappingProxyType({"noise": "it is trained at the noise levels of the checkpoint's own flow schedule; take [noise] out"})
+    refuses = REFUSALS
     sampling_multiple = 32
     """What `SanaVideoPipeline` demands, whatever the autoencoder."""
     published, prepare = staticmethod(published), staticmethod(keep_full_precision)

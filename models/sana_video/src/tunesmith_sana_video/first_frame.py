@@ -14,6 +14,6 @@ class FirstFramePipeline(SanaImageToVideoPipeline):  # type: ignore[misc]
 
     def prepare_latents(self, *args: Any, **kwargs: Any) -> Tensor:
         """Noise with the latents of the first frame in place."""
-        with torch.autocast(self.vae.device.type, enabled=False):
+        with torch.autocast(self._execution_device.type, enabled=False):
             latents: Tensor = super().prepare_latents(*args, **kwargs)
         return latents

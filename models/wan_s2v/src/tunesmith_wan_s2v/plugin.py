@@ -14,6 +14,7 @@ from tunesmith import (
     AUDIO,
     CONTROL,
     HISTORY,
+    LATENTS,
     PIXELS,
     REFERENCE,
     Batch,
@@ -21,9 +22,11 @@ from tunesmith import (
     Config,
     Family,
     Field,
+    FieldShape,
     Model,
     Origin,
     Part,
+    PipelineModel,
     PipelinePlugin,
     Run,
     fetch_files,
@@ -33,6 +36,8 @@ from tunesmith import (
     read_json,
 )
 
+from .clips import FRAMES_PER_LATENT, MOTION_FRAMES
+from .clips import latent_frames as latent_count
 from .family import WanS2VFamily
 from .fields import AUDIO_EMBEDS, AUDIO_RECIPE, CONTROL_LATENTS, MOTION_LATENTS, REFERENCE_LATENTS
 from .model import Choice, WanS2VModel
@@ -77,6 +82,26 @@ class WanS2V(PipelinePlugin[WanS2VSettings]):
         if part is not Part.DENOISER:
             model.tools["audio_processor"] = Wav2Vec2FeatureExtractor.from_pretrained(self._audio_processor().folder)
         return model
+
+    def outline(self, run: Run, part: Part) -> PipelineModel:
+        """A part without its weights."""
+        model = cast(WanS2VModel, super().outline(run, part))
+        model.choose = partial(self.choice, run)
+        return model
+
+    def field_shapes(self, config: Config, family: Family, frames: int, height: int, width: int) -> dict[str, FieldShape]:
+        """Latents, embeddings, and what else the network is told."""
+        shapes = super().field_shapes(config, family, frames, height, width)
+        channels, latent_frames, *sides = shapes[LATENTS].shape
+        transformer = self.family().configs["transformer"]
+        shapes[REFERENCE_LATENTS] = FieldShape((channels, 1, *sides))
+        heard = FRAMES_PER_LATENT * latent_frames
+        shapes[AUDIO_EMBEDS] = FieldShape((transformer["num_weighted_avg_layers"], transformer["audio_dim"], heard))
+        if self.settings.motion:
+            shapes[MOTION_LATENTS] = FieldShape((latent_count(MOTION_FRAMES), channels, *sides), ragged=True)
+        if any(table.kind == CONTROL for table in config.datasets):
+            shapes[CONTROL_LATENTS] = FieldShape((latent_frames, channels, *sides), ragged=True)
+        return shapes
 
     def load_encoder(self, name: str, dtype: torch.dtype) -> nn.Module:
         """One of the encoders; that of sound as the class that it was saved from, so that no weight is left over or made up."""

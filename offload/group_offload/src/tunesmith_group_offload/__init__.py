@@ -1,4 +1,4 @@
-"""Group offload for Tunesmith: frozen blocks lie in the memory of the machine and visit the device for their work."""
+"""Group offload for Tunesmith: blocks lie in the memory of the machine and visit the device for their work."""
 
 from .plugin import GroupOffload, GroupOffloadSettings
 

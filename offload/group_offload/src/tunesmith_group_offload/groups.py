@@ -1,8 +1,9 @@
-"""Groups of frozen weights: where they are at home, and how they visit the device."""
+"""Groups of weights: where they are at home, and how they visit the device."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -12,44 +13,66 @@ from torch import Tensor, nn
 
 
 class Group:
-    """The frozen weights and buffers of some modules: at home on the machine, with a copy on the device while they visit it.
+    """Weights and buffers of some modules: at home on the machine, with copies on the device while they visit it.
 
-    They never change, so nothing is brought back. What is trained is no part of it and stays on the device.
+    Copies are let go, and nothing is brought back but gradients: weights are changed at home alone. With `trains` what is
+    trained belongs to the group too; each of its gradients goes home as soon as it is computed, and is added to those of earlier
+    backward passes. Without, it is no part of the group and stays on the device.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], device: torch.device) -> None:
+    def __init__(self, tensors: Iterable[Tensor], device: torch.device, trains: bool = False) -> None:
         self.device = device
-        tensors = chain.from_iterable(chain(module.parameters(), module.buffers()) for module in modules)
-        self.tensors = [tensor for tensor in tensors if not tensor.requires_grad]
-        self.homes = [tensor.data for tensor in self.tensors]
+        self.tensors = [tensor for tensor in dict.fromkeys(tensors) if trains or not tensor.requires_grad]
+        self.homes: list[Tensor] = []
+        """Where the weights are at home, while they visit the device."""
+        self.gradients: dict[int, Tensor | None] = {}
+        """The gradients of trained weights, by number, while those visit the device."""
+        for number, tensor in enumerate(self.tensors):
+            tensor.data = at_home(tensor.data)
+            if tensor.requires_grad:
+                self.gradients[number] = None
+                tensor.register_post_accumulate_grad_hook(partial(self._bring_home, number))  # type: ignore[no-untyped-call]
         self.is_here = False
         self.arrived: torch.cuda.Event | None = None
 
     @property
     def bytes(self) -> int:
         """What the group takes."""
-        return sum(home.numel() * home.element_size() for home in self.homes)
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+
+    @property
+    def trains(self) -> bool:
+        """Whether any of the group is trained."""
+        return bool(self.gradients)
 
     def pin(self) -> None:
         """Move the homes into memory from which a GPU copies without waiting."""
-        self._settle([home.pin_memory() for home in self.homes])
+        self._settle([tensor.data.pin_memory() for tensor in self.tensors])
 
     def keep_on_disk(self, file: Path) -> None:
-        """Move the homes into a file that is mapped into memory and read whenever the group is needed."""
-        save_file({str(number): home.contiguous() for number, home in enumerate(self.homes)}, file)
+        """Move the homes into a file that is mapped into memory and read whenever the group is needed; it is never written again."""
+        save_file({str(number): tensor.data.contiguous() for number, tensor in enumerate(self.tensors)}, file)
         mapped = load_file(file)
-        self._settle([mapped[str(number)] for number in range(len(self.homes))])
+        self._settle([mapped[str(number)] for number in range(len(self.tensors))])
 
     def load(self, stream: torch.cuda.Stream | None = None) -> None:
         """Bring the weights to the device, on a stream beside the work if there is one."""
         if self.is_here:
             return
+        self.homes = [tensor.data for tensor in self.tensors]
+        for number in self.gradients:
+            self.gradients[number], self.tensors[number].grad = self.tensors[number].grad, None
         with torch.cuda.stream(stream):
-            for tensor, home in zip(self.tensors, self.homes, strict=True):
-                tensor.data = home.to(self.device, non_blocking=True)
+            self._settle([self.visiting(home) for home in self.homes])
         if stream is not None:
             self.arrived = stream.record_event()
         self.is_here = True
+
+    def visiting(self, home: Tensor) -> Tensor:
+        """What is on the device of a weight."""
+        if self.device.type == "meta":
+            return home.clone(memory_format=torch.contiguous_format)
+        return home.to(self.device, non_blocking=True)
 
     def wait(self) -> None:
         """Let the work from here on begin when the weights have arrived, and keep their memory until it is done."""
@@ -62,12 +85,37 @@ class Group:
         self.arrived = None
 
     def unload(self) -> None:
-        """Let go of the copies on the device."""
-        if self.is_here:
-            self._settle(self.homes)
-            self.is_here = False
+        """Let go of the copies on the device; what is trained has its gradients again."""
+        if not self.is_here:
+            return
+        self._settle(self.homes)
+        self.homes = []
+        for number, gradient in self.gradients.items():
+            self.tensors[number].grad, self.gradients[number] = gradient, None
+        self.is_here = False
 
-    def _settle(self, homes: list[Tensor]) -> None:
-        self.homes = homes
-        for tensor, home in zip(self.tensors, homes, strict=True):
-            tensor.data = home
+    def _bring_home(self, number: int, parameter: Tensor) -> None:
+        """Add a gradient that was just computed to what is at home."""
+        assert parameter.grad is not None
+        gradient, before = at_home(parameter.grad), self.gradients[number]
+        self.gradients[number] = gradient if before is None else before.add_(gradient)
+        parameter.grad = None
+
+    def _settle(self, places: Sequence[Tensor]) -> None:
+        for tensor, place in zip(self.tensors, places, strict=True):
+            tensor.data = place
+
+
+def weights_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    """The parameters and buffers of modules."""
+    return chain.from_iterable(chain(module.parameters(), module.buffers()) for module in modules)
+
+
+def at_home(tensor: Tensor) -> Tensor:
+    """A tensor in the memory of the machine.
+
+    On the meta device, where memory is counted and not taken, one value stands for all: the machine's own is not counted.
+    """
+    if tensor.device.type == "meta":
+        return torch.empty((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
+    return tensor.to("cpu")

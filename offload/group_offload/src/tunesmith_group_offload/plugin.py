@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import chain
+import difflib
+import weakref
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from tunesmith import Config, Family, Model, OutputPath, Part, Plugin, Run, Settings, Stage, Step, TrunkModule, Wrapper, hookimpl
+from tunesmith import (
+    Config,
+    Family,
+    InputError,
+    Model,
+    OutputPath,
+    Part,
+    PipelineFamily,
+    Plugin,
+    Run,
+    Settings,
+    Stage,
+    TrunkModule,
+    Wrapper,
+    hookimpl,
+)
 
-from .groups import Group
+from .encoders import offload_encoder
+from .groups import Group, weights_of
 from .schedule import Schedule, Stretch
 
 
@@ -30,13 +48,18 @@ class GroupOffloadSettings(Settings):
     pin_memory: bool = True
     """Keep the weights in memory that the system does not move, from which a GPU copies without waiting."""
     to_disk: OutputPath | None = None
-    """Keep them in files below this folder instead of in memory; they are deleted when the run ends."""
+    """Keep frozen weights in files below this folder instead of in memory; they are deleted when they are no longer needed."""
+    encoders: tuple[str, ...] = ()
+    """Further networks that come and go by `level`, without streams: folders of the checkpoint such as `text_encoder` and `vae`."""
 
 
 class GroupOffload(Plugin[GroupOffloadSettings]):
-    """Keep the frozen weights of the blocks off the device but for their own forward and backward."""
+    """Keep the weights of the blocks off the device but for their own forward and backward."""
 
     stage = Stage.PLACE
+    conflicts = MappingProxyType(
+        {"cpu_offload": "each decides where the weights of the model lie; keep it where a step fits on the device"}
+    )
 
     def __init__(self, name: str, settings: GroupOffloadSettings) -> None:
         super().__init__(name, settings)
@@ -44,71 +67,164 @@ class GroupOffload(Plugin[GroupOffloadSettings]):
         self._files: TemporaryDirectory[str] | None = None
 
     def check(self, config: Config, family: Family) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """A configuration in which backward would find weights gone, or nothing is saved."""
-        place = ("plugins", self.name)
+        """A configuration in which backward would find weights gone, an update would be lost, or nothing is saved."""
+        place, settings = ("plugins", self.name), self.settings
         if config.run.gradient_checkpointing is not True:
             yield (
                 place,
                 f"{self.name} lets the weights of a block go after its forward, so backward must compute it again: "
                 "set [run] gradient_checkpointing = true",
             )
-        if not any(config.classes[name].stage is Stage.ADAPT for name in config.plugins):
-            yield (
-                place,
-                f"{self.name} offloads frozen weights, and without an adapter every weight is trained: it would save nothing; "
-                "switch on an adapter such as lora, or take this table out",
-            )
-        if self.settings.level == "leaf" and "blocks_per_group" in self.settings.model_fields_set:
+        if settings.level == "leaf" and "blocks_per_group" in settings.model_fields_set:
             yield (*place, "blocks_per_group"), 'blocks_per_group belongs to level = "block"; take it out, or change the level'
+        if settings.level == "leaf" and config.run.compile:
+            yield (
+                (*place, "level"),
+                'level = "leaf" brings weights between one layer and the next, and [run] compile would find no two layers to compile '
+                'together; use "block", or take compile out',
+            )
+        if settings.level == "block" and self._most_here(config) >= family.num_blocks:
+            yield (*place, "blocks_per_group"), self._too_many(config, family)
+        if isinstance(family, PipelineFamily):
+            yield from (((*place, "encoders"), sentence) for sentence in unknown(settings.encoders, family.encoder_types, family.name))
+        if not trains_base(config):
+            return
+        if settings.to_disk is not None:
+            yield (
+                (*place, "to_disk"),
+                "to_disk: files are written once, and without an adapter the weights in them would be trained: take it out, "
+                "so that they lie in memory, or switch on an adapter such as lora",
+            )
+        if config.optimizer.fused_backward_pass:
+            yield (
+                ("optimizer", "fused_backward_pass"),
+                f"fused_backward_pass updates the copy of a weight that {self.name} has on the device and lets go of: take it out",
+            )
+        if config.run.precision == "fp16":
+            yield (
+                ("run", "precision"),
+                f'precision = "fp16": the scale of gradients is copied to the machine without waiting, and {self.name} has gradients there '
+                'that are read at once; use "bf16"',
+            )
 
     def remarks(self, config: Config, family: Family) -> Iterator[str]:
-        """What stays on the device."""
-        here = self.settings.blocks_per_group * (2 if self.settings.use_stream else 1)
-        yield f"of {family.num_blocks} blocks the frozen weights of at most {min(here, family.num_blocks)} are on the device at a time"
+        """What stays on the device, and what is done on the machine."""
+        kind = "weights" if trains_base(config) else "frozen weights"
+        most = self._most_here(config) if self.settings.level == "block" else 1
+        yield f"of {family.num_blocks} blocks the {kind} of at most {most} are on the device at a time"
+        if trains_base(config):
+            yield "gradients and the optimizer's state of the blocks lie on the machine, whose processor updates their weights"
+        device = device_type(config)
+        if device == "cpu":
+            yield "the run computes on the CPU, where the weights lie anyway: nothing is saved, and use_stream has nothing to overlap"
+        elif device != "cuda" and self.settings.use_stream:
+            yield f"use_stream is for CUDA and does nothing on {device}"
 
     @hookimpl(wrapper=True)
     def load_model(self, run: Run, part: Part) -> Wrapper[Model]:
-        """Place the denoiser: everything on the device but the frozen weights of its trunk."""
+        """Place a part: everything on the device but the weights that only visit it."""
         model = yield
         if part is Part.DENOISER:
-            stretches = stretches_of(model.trunk(), self.settings)
-            groups = [Group(stretch.modules, run.device) for stretch in stretches]
-            self._settle(groups, run)
-            away = {id(tensor) for group in groups for tensor in group.tensors}
-            for tensor in chain.from_iterable(chain(module.parameters(), module.buffers()) for module in model.modules()):
-                if id(tensor) not in away:
-                    tensor.data = tensor.data.to(run.device)
-            model.placed = True
-            streams = self.settings.use_stream and self.settings.level == "block" and run.device.type == "cuda"
-            stream: Any = torch.cuda.Stream(run.device) if streams else None  # type: ignore[no-untyped-call]
-            self.schedule = Schedule(stretches, groups, stream)
-            here, there = sum(group.bytes for group in groups), "on the disk" if self._files else "on the machine"
-            run.progress.message(f"{self.name}: {here / 1e9:.2f} GB of frozen weights lie {there}, in {len(groups)} groups")
+            self._place_denoiser(run, model)
+        elif self.settings.encoders and run.device.type != "meta":  # where diffusers cannot move what holds nothing
+            self._place_encoders(run, model, part)
         return model
 
-    @hookimpl
-    def on_step(self, run: Run, step: Step) -> None:
-        """Let all groups go home: what optimizers and validation do needs none of them there."""
-        if self.schedule is not None:
-            self.schedule.rest()
+    def _place_denoiser(self, run: Run, model: Model) -> None:
+        stretches = stretches_of(model.trunk(), self.settings, model.trains_base)
+        groups = [Group(weights_of(stretch.modules), run.device, model.trains_base) for stretch in stretches]
+        away = {id(tensor) for group in groups for tensor in group.tensors}
+        for tensor in weights_of(model.modules()):
+            if id(tensor) not in away:
+                tensor.data = tensor.data.to(run.device)
+        model.placed = True
+        streams = uses_streams(self.settings, run.device.type)
+        stream: Any = torch.cuda.Stream(run.device) if streams else None  # type: ignore[no-untyped-call]
+        self.schedule = Schedule(model.denoiser, stretches, groups, stream)
+        if run.device.type != "meta":
+            self._settle(groups, run)
+            size, kind = sum(group.bytes for group in groups), "trained" if model.trains_base else "frozen"
+            where = "on the disk" if self._files else "on the machine"
+            run.progress.message(f"{self.name}: {size / 1e9:.2f} GB of {kind} weights lie {where}, in {len(groups)} groups")
+
+    def _place_encoders(self, run: Run, model: Model, part: Part) -> None:
+        """What is asked for comes and goes, as far as the part has it; the rest is on the device."""
+        if part is Part.ENCODERS:
+            for sentence in unknown(self.settings.encoders, model.encoders, run.family.name):
+                raise InputError(f"{self.name}: {sentence}")
+        for name, network in model.encoders.items():
+            if name not in self.settings.encoders:
+                network.to(run.device)
+                continue
+            files = self._temporary()
+            if files is not None:
+                weakref.finalize(network, files.cleanup)
+            folder = None if files is None else Path(files.name)
+            offload_encoder(name, network, self.settings.level, self.settings.blocks_per_group, run.device, folder)
+        model.extra.to(run.device)
+        model.placed = True
 
     def _settle(self, groups: Sequence[Group], run: Run) -> None:
         """Where the weights are at home: as they were loaded, in pinned memory, or in files."""
-        if self.settings.to_disk is not None:
-            self.settings.to_disk.mkdir(parents=True, exist_ok=True)
-            self._files = TemporaryDirectory(prefix=f"{self.name}-", dir=self.settings.to_disk)
+        self._files = self._temporary()
         for number, group in enumerate(groups):
             if self._files is not None:
                 group.keep_on_disk(Path(self._files.name) / f"{number:04d}.safetensors")
             elif self.settings.pin_memory and run.device.type == "cuda":
                 group.pin()
 
+    def _temporary(self) -> TemporaryDirectory[str] | None:
+        """A folder that is deleted with its content; None where nothing goes to the disk."""
+        if self.settings.to_disk is None:
+            return None
+        self.settings.to_disk.mkdir(parents=True, exist_ok=True)
+        return TemporaryDirectory(prefix=f"{self.name}-", dir=self.settings.to_disk)
 
-def stretches_of(trunk: Sequence[TrunkModule], settings: GroupOffloadSettings) -> list[Stretch]:
+    def _most_here(self, config: Config) -> int:
+        """The most blocks that are on the device at once."""
+        return self.settings.blocks_per_group * (2 if uses_streams(self.settings, device_type(config)) else 1)
+
+    def _too_many(self, config: Config, family: Family) -> str:
+        most, alone = self._most_here(config), self.settings.blocks_per_group
+        found = f"blocks_per_group = {alone}: all of the {family.num_blocks} blocks could be on the device at a time"
+        if most > alone:
+            found += ", for with use_stream there are two groups"
+        fewer = (family.num_blocks - 1) // (most // alone)
+        return f"{found}; this saves nothing: " + (f"use at most {fewer}" if fewer else "set use_stream = false, or take this table out")
+
+
+def trains_base(config: Config) -> bool:
+    """Whether the weights of the blocks are themselves trained."""
+    return not any(config.classes[name].stage is Stage.ADAPT for name in config.plugins)
+
+
+def device_type(config: Config) -> str:
+    """The kind of device that the run will compute on."""
+    if config.run.device != "auto":
+        return config.run.device.partition(":")[0]
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator.type if accelerator else "cpu"
+
+
+def uses_streams(settings: GroupOffloadSettings, device: str) -> bool:
+    """Whether the next group comes while one computes."""
+    return settings.use_stream and settings.level == "block" and device == "cuda"
+
+
+def unknown(names: Sequence[str], known: Collection[str], family: str) -> Iterator[str]:
+    """A sentence on each network that is asked for and that the family lacks."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            guess = f"did you mean {near[0]!r}? It" if near else "it"
+            yield f"encoders: {family} has no {name!r}; {guess} has {', '.join(known)}"
+
+
+def stretches_of(trunk: Sequence[TrunkModule], settings: GroupOffloadSettings, trains: bool) -> list[Stretch]:
     """What comes and goes together, in the order in which it runs; what lies between two blocks goes with the first of them."""
     if settings.level == "leaf":
         inner = ((module, entry.module) for entry in trunk for module in entry.module.modules() if not any(module.children()))
-        return [Stretch([module], within) for module, within in inner if any(not one.requires_grad for one in module.parameters())]
+        return [Stretch([one], within) for one, within in inner if any(trains or not weight.requires_grad for weight in one.parameters())]
     portions: list[list[nn.Module]] = []
     blocks = 0
     for entry in trunk:

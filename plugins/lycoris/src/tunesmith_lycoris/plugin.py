@@ -68,6 +68,11 @@ class Lycoris(Plugin[LycorisSettings]):
                 f"{len(second)} layers make a second weight for every prediction, as LoHa, DoRA and `bypass_mode = false` do: in fp32 "
                 f"{sum(second) * 4 / 1e9:.2f} GB are kept until backward, or those of one block with `[run] gradient_checkpointing`"
             )
+        if config.run.compile:
+            yield (
+                f"[run] compile takes each of the {family.num_blocks} blocks by itself, for every layer has a function of its own here: "
+                "the first steps of every size of samples take as many times as long"
+            )
         reason = unreadable_by_diffusers(adapted)
         if reason is not None:
             yield f"diffusers' load_lora_adapter cannot read what is trained: {reason}; it is saved in LyCORIS' own layout alone"

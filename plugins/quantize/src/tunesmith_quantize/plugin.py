@@ -99,6 +99,12 @@ class Quantize(Plugin[QuantizeSettings]):
                 f"format: without an adapter the weights of {family.name} are themselves trained, and what is quantised has no gradient; "
                 f"add [plugins.lora] or another adapter, or take this out",
             )
+        if config.run.compile and config.run.gradient_checkpointing is not True:
+            yield (
+                (*here, "format"),
+                "format: compiled blocks keep what they have unpacked until backward, and all of them together that is the whole model; "
+                "set [run] gradient_checkpointing = true, or take compile out",
+            )
         reason = family.refuses_quantisation.get(self.format.data_type)
         if reason is not None:
             yield (*here, "format"), f'format = "{settings.format}": {reason}'
