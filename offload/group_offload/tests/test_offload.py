@@ -63,9 +63,10 @@ def test_weights_in_files_give_the_same_run_and_leave_no_file(train: Runner, pla
         ("", "plugins.group_offload.to_disk='away'", "to_disk: files are written once, and without an adapter the weights in them"),
         ("", "run.precision='fp16'", 'precision = "fp16": the scale of gradients'),
         ("", "optimizer={fused_backward_pass=true,clip_value=1.0}", "fused_backward_pass updates the copy of a weight"),
+        (LORA, "run.compile='blocks' plugins.group_offload.level='leaf'", 'level = "leaf" brings weights between one layer and the next'),
         (LORA, "plugins.group_offload.encoders=['vea']", "sana has no 'vea'; did you mean 'vae'"),
     ],
 )
 def test_what_cannot_work_or_saves_nothing_is_refused(train: Runner, settings: str, override: str, told: str) -> None:
     with pytest.raises(ConfigErrors, match=told):
-        train(f"{settings}[plugins.group_offload]\n", override)
+        train(f"{settings}[plugins.group_offload]\n", *override.split(" "))

@@ -137,6 +137,13 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(write: Callable[[
     assert bool(found) == bool(sentence)
 
 
+def test_compiled_blocks_must_be_computed_again_in_backward_or_would_keep_what_is_unpacked(write: Callable[[str, str], Path]) -> None:
+    file = write("config", quantize())
+    with pytest.raises(ConfigErrors, match="compiled blocks keep what they have unpacked until backward"):
+        assemble(load_config(file, ["run.compile='blocks'"]))
+    assemble(load_config(file, ["run.compile='blocks'", "run.gradient_checkpointing=true"]))
+
+
 def test_a_format_that_cannot_be_had_here_is_refused_with_those_that_can(
     write: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tunesmith import Run
+
 
 class Group:
     """Weights and buffers of some modules: at home on the machine, with copies on the device while they visit it.
@@ -20,15 +22,15 @@ class Group:
     backward passes. Without, it is no part of the group and stays on the device.
     """
 
-    def __init__(self, tensors: Iterable[Tensor], device: torch.device, trains: bool = False) -> None:
-        self.device = device
+    def __init__(self, tensors: Iterable[Tensor], run: Run, trains: bool = False) -> None:
+        self.run, self.device = run, run.device
         self.tensors = [tensor for tensor in dict.fromkeys(tensors) if trains or not tensor.requires_grad]
         self.homes: list[Tensor] = []
         """Where the weights are at home, while they visit the device."""
         self.gradients: dict[int, Tensor | None] = {}
         """The gradients of trained weights, by number, while those visit the device."""
         for number, tensor in enumerate(self.tensors):
-            tensor.data = at_home(tensor.data)
+            tensor.data = run.host_copy(tensor.data)
             if tensor.requires_grad:
                 self.gradients[number] = None
                 tensor.register_post_accumulate_grad_hook(partial(self._bring_home, number))  # type: ignore[no-untyped-call]
@@ -70,9 +72,7 @@ class Group:
 
     def visiting(self, home: Tensor) -> Tensor:
         """What is on the device of a weight."""
-        if self.device.type == "meta":
-            return home.clone(memory_format=torch.contiguous_format)
-        return home.to(self.device, non_blocking=True)
+        return self.run.device_copy(home)
 
     def wait(self) -> None:
         """Let the work from here on begin when the weights have arrived, and keep their memory until it is done."""
@@ -97,7 +97,7 @@ class Group:
     def _bring_home(self, number: int, parameter: Tensor) -> None:
         """Add a gradient that was just computed to what is at home."""
         assert parameter.grad is not None
-        gradient, before = at_home(parameter.grad), self.gradients[number]
+        gradient, before = self.run.host_copy(parameter.grad), self.gradients[number]
         self.gradients[number] = gradient if before is None else before.add_(gradient)
         parameter.grad = None
 
@@ -109,13 +109,3 @@ class Group:
 def weights_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
     """The parameters and buffers of modules."""
     return chain.from_iterable(chain(module.parameters(), module.buffers()) for module in modules)
-
-
-def at_home(tensor: Tensor) -> Tensor:
-    """A tensor in the memory of the machine.
-
-    On the meta device, where memory is counted and not taken, one value stands for all: the machine's own is not counted.
-    """
-    if tensor.device.type == "meta":
-        return torch.empty((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
-    return tensor.to("cpu")

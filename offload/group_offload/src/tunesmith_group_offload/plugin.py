@@ -18,6 +18,7 @@ from tunesmith import (
     Config,
     Family,
     InputError,
+    Lever,
     Model,
     OutputPath,
     Part,
@@ -57,6 +58,14 @@ class GroupOffload(Plugin[GroupOffloadSettings]):
     """Keep the weights of the blocks off the device but for their own forward and backward."""
 
     stage = Stage.PLACE
+    levers = (
+        Lever(
+            {"plugins.group_offload.level": "block", "run.gradient_checkpointing": True},
+            "blocks are computed twice and copied in and out each time; the machine's memory holds their weights, and where they are "
+            "trained their gradients and the optimizer's state, too",
+            0.8,
+        ),
+    )
     conflicts = MappingProxyType(
         {"cpu_offload": "each decides where the weights of the model lie; keep it where a step fits on the device"}
     )
@@ -126,13 +135,13 @@ class GroupOffload(Plugin[GroupOffloadSettings]):
         model = yield
         if part is Part.DENOISER:
             self._place_denoiser(run, model)
-        elif self.settings.encoders and run.device.type != "meta":  # where diffusers cannot move what holds nothing
+        elif self.settings.encoders and not run.is_rehearsal:
             self._place_encoders(run, model, part)
         return model
 
     def _place_denoiser(self, run: Run, model: Model) -> None:
         stretches = stretches_of(model.trunk(), self.settings, model.trains_base)
-        groups = [Group(weights_of(stretch.modules), run.device, model.trains_base) for stretch in stretches]
+        groups = [Group(weights_of(stretch.modules), run, model.trains_base) for stretch in stretches]
         away = {id(tensor) for group in groups for tensor in group.tensors}
         for tensor in weights_of(model.modules()):
             if id(tensor) not in away:
@@ -141,7 +150,7 @@ class GroupOffload(Plugin[GroupOffloadSettings]):
         streams = uses_streams(self.settings, run.device.type)
         stream: Any = torch.cuda.Stream(run.device) if streams else None  # type: ignore[no-untyped-call]
         self.schedule = Schedule(model.denoiser, stretches, groups, stream)
-        if run.device.type != "meta":
+        if not run.is_rehearsal:
             self._settle(groups, run)
             size, kind = sum(group.bytes for group in groups), "trained" if model.trains_base else "frozen"
             where = "on the disk" if self._files else "on the machine"

@@ -58,7 +58,7 @@ class Schedule:
         """Let every group go home; what is trained may be changed there from then on."""
         for number in list(self.here):
             self._unload(number)
-        if self._trains and self.groups[0].device.type not in ("cpu", "meta"):
+        if self._trains and self.groups[0].device.type != "cpu":
             torch.accelerator.synchronize(self.groups[0].device)  # it may still be reading at home what it was asked to copy
 
     def _enter(self, number: int, *_: Any) -> None:

@@ -17,6 +17,7 @@ from tunesmith import (
     Family,
     Field,
     InputError,
+    Lever,
     Model,
     Part,
     PipelineFamily,
@@ -82,6 +83,11 @@ class Quantize(Plugin[QuantizeSettings]):
     """Keep frozen weights in four or eight bits, and unpack each layer when it is used (QLoRA, 2305.14314)."""
 
     stage = Stage.CONVERT
+    levers = (
+        Lever({"plugins.quantize.format": "int8-bnb"}, "frozen weights are rounded to eight bits, and unpacked for every use", 1.1),
+        Lever({"plugins.quantize.format": "nf4-bnb"}, "frozen weights are rounded to four bits, and unpacked for every use", 1.3),
+        Lever({"plugins.quantize.text_encoders": "nf4-bnb"}, "captions are encoded by weights of four bits", 1.2),
+    )
 
     def check(self, config: Config, family: Family) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Formats that cannot be had here or that the family refuses, layers that are not there, and weights that are to be trained."""
