@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import weakref
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from torch import nn
 
 from tunesmith import (
@@ -25,6 +25,7 @@ from tunesmith import (
     PipelineFamily,
     Plugin,
     Run,
+    RunFailed,
     Settings,
     Stage,
     TrunkModule,
@@ -35,6 +36,7 @@ from tunesmith import (
 from .encoders import offload_encoder
 from .groups import Group, weights_of
 from .schedule import Schedule, Stretch
+from .scratch import Scratch, why_unusable
 
 
 class GroupOffloadSettings(Settings):
@@ -73,7 +75,7 @@ class GroupOffload(Plugin[GroupOffloadSettings]):
     def __init__(self, name: str, settings: GroupOffloadSettings) -> None:
         super().__init__(name, settings)
         self.schedule: Schedule | None = None
-        self._files: TemporaryDirectory[str] | None = None
+        self._files: Scratch | None = None
 
     def check(self, config: Config, family: Family) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """A configuration in which backward would find weights gone, an update would be lost, or nothing is saved."""
@@ -96,6 +98,8 @@ class GroupOffload(Plugin[GroupOffloadSettings]):
             yield (*place, "blocks_per_group"), self._too_many(config, family)
         if isinstance(family, PipelineFamily):
             yield from (((*place, "encoders"), sentence) for sentence in unknown(settings.encoders, family.encoder_types, family.name))
+        if settings.to_disk is not None and (reason := why_unusable(settings.to_disk)) is not None:
+            yield (*place, "to_disk"), f"to_disk: {reason}"
         if not trains_base(config):
             return
         if settings.to_disk is not None:
@@ -165,29 +169,40 @@ class GroupOffload(Plugin[GroupOffloadSettings]):
             if name not in self.settings.encoders:
                 network.to(run.device)
                 continue
-            files = self._temporary()
-            if files is not None:
-                weakref.finalize(network, files.cleanup)
-            folder = None if files is None else Path(files.name)
-            offload_encoder(name, network, self.settings.level, self.settings.blocks_per_group, run.device, folder)
+            with self._writing():
+                files = self._scratch()
+                if files is not None:
+                    weakref.finalize(network, files.delete)
+                folder = None if files is None else files.path
+                offload_encoder(name, network, self.settings.level, self.settings.blocks_per_group, run.device, folder)
         model.extra.to(run.device)
         model.placed = True
 
     def _settle(self, groups: Sequence[Group], run: Run) -> None:
         """Where the weights are at home: as they were loaded, in pinned memory, or in files."""
-        self._files = self._temporary()
-        for number, group in enumerate(groups):
-            if self._files is not None:
-                group.keep_on_disk(Path(self._files.name) / f"{number:04d}.safetensors")
-            elif self.settings.pin_memory and run.device.type == "cuda":
-                group.pin()
+        with self._writing():
+            self._files = self._scratch()
+            for number, group in enumerate(groups):
+                if self._files is not None:
+                    group.keep_on_disk(self._files.path / f"{number:04d}.safetensors")
+                elif self.settings.pin_memory and run.device.type == "cuda":
+                    group.pin()
 
-    def _temporary(self) -> TemporaryDirectory[str] | None:
+    def _scratch(self) -> Scratch | None:
         """A folder that is deleted with its content; None where nothing goes to the disk."""
-        if self.settings.to_disk is None:
-            return None
-        self.settings.to_disk.mkdir(parents=True, exist_ok=True)
-        return TemporaryDirectory(prefix=f"{self.name}-", dir=self.settings.to_disk)
+        return None if self.settings.to_disk is None else Scratch(self.settings.to_disk, self.name)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """RunFailed with what to do if the disk refuses."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise RunFailed(
+                f"{self.name} cannot write below {self.settings.to_disk}: {reason}; "
+                "make room, name another folder in to_disk, or take it out"
+            ) from error
 
     def _most_here(self, config: Config) -> int:
         """The most blocks that are on the device at once."""
