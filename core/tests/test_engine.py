@@ -50,6 +50,18 @@ def test_what_the_optimizer_refuses_is_told_in_its_own_words():
         make_optimizer(a_layer().parameters(), OptimizerTable.model_validate({"betas": [1.5, 0.9]}))
 
 
+class Picky(torch.optim.SGD):
+    """An optimizer that looks at a value which is not there."""
+
+    def __init__(self, params, lr, betas):
+        super().__init__(params, lr=lr, momentum=betas[1])
+
+
+def test_an_optimizer_that_fails_over_an_argument_is_told_without_a_traceback():
+    with pytest.raises(InputError, match=r"Picky refuses these arguments: tuple index out of range"):
+        make_optimizer(a_layer().parameters(), OptimizerTable(type=f"{__name__}.Picky", betas=[0.9]))
+
+
 def test_clipping_by_norm_scales_and_reports_the_norm_before():
     layer = a_layer()
     engine = engine_for(layer, clip_norm=0.5)

@@ -260,7 +260,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]
     given: Any = list(parameters)
     try:
         optimizer = FusedBackward(given, make, table.clip_value) if table.fused_backward_pass else make(given)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:  # each library checks values in its own ways; all of them are told
         raise InputError(f"[optimizer] {table.type} refuses these arguments: {error}") from error
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])

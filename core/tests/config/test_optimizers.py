@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tunesmith.config.optimizers import optimizer_class, optimizer_problems
+from tunesmith.config.optimizers import NAMED, optimizer_class, optimizer_problems
 from tunesmith.errors import InputError
 
 
@@ -62,6 +62,8 @@ def test_what_is_no_optimizer(kind, message):
         ({"params": []}, ("params", "'params' is not for a config to set: what is trained follows from the model and the plugins")),
         ({"betas": [0.9, 1.5]}, ("betas", "adamw refuses its arguments: Invalid beta parameter at index 1: 1.5")),
         ({"type": "sgd", "momentum": -1}, ("momentum", "sgd refuses its arguments: Invalid momentum value: -1")),
+        ({"type": "adamw8bit", "betas": [2, 0.9]}, ("betas", "adamw8bit refuses its arguments: Invalid beta parameter at index 0: 2")),
+        ({"type": "stableadamw", "betas": [0.9]}, ("type", "stableadamw refuses its arguments: list index out of range")),
         ({"eps": "x"}, ("type", "adamw refuses its arguments: '<=' not supported between instances of 'float' and 'str'")),
     ],
 )
@@ -71,3 +73,9 @@ def test_arguments_that_the_optimizer_does_not_take(table, problem):
 
 def test_the_cores_own_settings_are_no_arguments():
     assert optimizer_problems({"type": "adamw", "lr": 1.0, "warmup": 3, "clip_norm": False, "weight_decay": 0.1, "fused": False}) == []
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_every_short_name_accepts_its_defaults(kind):
+    pytest.importorskip(NAMED[kind].partition(".")[0])
+    assert optimizer_problems({"type": kind, "lr": 1.0}) == []

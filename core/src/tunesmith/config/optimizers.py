@@ -101,15 +101,15 @@ def _signature_problems(kind: str, found: type[Any], arguments: Mapping[str, Any
 
 
 def _refusal(kind: str, found: type[Any], arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What an optimizer of torch, or ours of several of them, says of these values when it is given a weight for each."""
-    if not found.__module__.startswith(("torch.optim", "tunesmith.")):
+    """What an optimizer of torch or one with a short name says of these values when it is given weights."""
+    if not found.__module__.startswith("torch.optim") and kind not in NAMED:
         return []  # others may need a GPU to be made
     import torch
 
     shapes = ((2, 2),) if found.__module__.startswith("torch.optim") else ((2, 2), (2,))
     try:
-        found([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes], **arguments)
-    except Exception as error:  # torch checks values in its own ways; all of them are told
+        found([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes], lr=1e-3, **arguments)
+    except Exception as error:  # each library checks values in its own ways; all of them are told
         blamed = [name for name in arguments if name.rstrip("s") in str(error)]
         return [(blamed[0] if blamed else "type", f"{kind} refuses its arguments: {' '.join(str(error).split())}")]
     return []
