@@ -54,6 +54,9 @@ def test_what_is_no_optimizer(kind, message):
     assert optimizer_problems({"type": kind}) == [("type", str(caught.value))]
 
 
+PRODIGY = "prodigy finds its own rate and multiplies it by lr: with lr = {} next to nothing would be learnt; write lr = 1.0"
+
+
 @pytest.mark.parametrize(
     ("table", "problem"),
     [
@@ -64,6 +67,8 @@ def test_what_is_no_optimizer(kind, message):
         ({"type": "sgd", "momentum": -1}, ("momentum", "sgd refuses its arguments: Invalid momentum value: -1")),
         ({"type": "adamw8bit", "betas": [2, 0.9]}, ("betas", "adamw8bit refuses its arguments: Invalid beta parameter at index 0: 2")),
         ({"type": "stableadamw", "betas": [0.9]}, ("type", "stableadamw refuses its arguments: list index out of range")),
+        ({"type": "prodigy"}, ("type", PRODIGY.format("0.0001"))),
+        ({"type": "prodigyopt.Prodigy", "lr": 1e-3}, ("lr", PRODIGY.format("0.001").replace("prodigy", "prodigyopt.Prodigy", 1))),
         ({"eps": "x"}, ("type", "adamw refuses its arguments: '<=' not supported between instances of 'float' and 'str'")),
     ],
 )

@@ -41,6 +41,8 @@ _WRITTEN = {"gradient_release": "fused_backward_pass"}
 """Arguments that are settings of the core under another name, for which it does what the optimizer alone cannot."""
 _JOINT = {"prodigyopt": "finds one learning rate from the gradients of all weights"}
 """Libraries whose optimizers cannot update one weight without the gradients of the others, and why."""
+_OWN_RATE = {"prodigyopt": 0.1}
+"""Libraries whose optimizers find a learning rate that `lr` only multiplies, and from where on that can be meant."""
 _UNFIT = {
     "lbfgs": "evaluates the loss several times per step, which a loop over micro-batches does not",
     "sparseadam": "wants sparse gradients, which diffusion models do not have",
@@ -69,9 +71,14 @@ def optimizer_problems(table: Mapping[str, Any]) -> list[tuple[str, str]]:
     except InputError as error:
         return [("type", str(error))]
     arguments = {name: value for name, value in table.items() if name not in OptimizerTable.model_fields}
-    joint = _JOINT.get(found.__module__.partition(".")[0])
+    library = found.__module__.partition(".")[0]
+    joint = _JOINT.get(library)
     if joint is not None and table.get("fused_backward_pass") is True:
         return [("fused_backward_pass", f"{kind} {joint}, which are never there together then; take this out, or another type")]
+    lr = table.get("lr", OptimizerTable.model_fields["lr"].default)
+    if isinstance(lr, int | float) and 0 < lr < _OWN_RATE.get(library, 0):
+        told = f"{kind} finds its own rate and multiplies it by lr: with lr = {shown(lr)} next to nothing would be learnt; write lr = 1.0"
+        return [("lr" if "lr" in table else "type", told)]
     return _signature_problems(kind, found, arguments) or _refusal(kind, found, arguments)
 
 
