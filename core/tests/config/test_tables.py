@@ -9,7 +9,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from tunesmith.config.datasets import ImageTable
-from tunesmith.config.tables import CheckpointsTable, FileStem, OptimizerTable, ValidationTable, as_stem
+from tunesmith.config.faults import validate
+from tunesmith.config.tables import CheckpointsTable, FileStem, OptimizerTable, RunTable, ValidationTable, as_stem
 
 
 @pytest.mark.parametrize(
@@ -86,3 +87,14 @@ def test_a_resolution_in_the_wrong_unit_is_told(settings, complaint):
     with pytest.raises(ValidationError, match=re.escape(complaint)):
         ImageTable.model_validate({"path": "somewhere", **settings})
     assert ImageTable.model_validate({"path": "somewhere", "resolution": 0.5, "resolution_type": "area"}).resolution == 0.5
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [
+        ("compile", True, "compile = true: should be false or 'blocks'"),
+        ("gradient_checkpointing", -1, "gradient_checkpointing = -1: should be true or false or at least 2"),
+    ],
+)
+def test_what_is_allowed_is_said_as_toml_writes_it(setting, value, told):
+    assert validate(RunTable, {"steps": 1, setting: value}, Path()) == (None, [((setting,), told)])

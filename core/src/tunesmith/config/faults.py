@@ -19,6 +19,7 @@ Fault: TypeAlias = tuple[Key, str]
 """A key below a table, and what is wrong there."""
 
 _QUOTED = re.compile(r"'([^']*)'")
+_FLAG = re.compile(r"\b(?:True|False)\b(?!')")
 _WORDS: dict[str, str] = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "should be a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "should be a number"),
@@ -155,6 +156,8 @@ def _words(detail: ErrorDetails) -> str:
     if template is None:
         return " ".join((detail["msg"][:1].lower() + detail["msg"][1:]).split())
     facts = {name: int(fact) if isinstance(fact, float) and fact.is_integer() else fact for name, fact in detail.get("ctx", {}).items()}
+    if "expected" in facts:
+        facts["expected"] = _FLAG.sub(lambda found: found[0].lower(), str(facts["expected"]))
     return " ".join(template.format(**facts).split())
 
 
