@@ -89,6 +89,17 @@ def test_a_resolution_in_the_wrong_unit_is_told(settings, complaint):
     assert ImageTable.model_validate({"path": "somewhere", "resolution": 0.5, "resolution_type": "area"}).resolution == 0.5
 
 
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1", "mps"])
+def test_a_device_may_be_one_that_this_machine_lacks(device):
+    assert RunTable(steps=1, device=device).device == device
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda0", "", "cpu:x"])
+def test_what_is_no_device_is_told_before_a_plugin_looks_at_it(device):
+    with pytest.raises(ValidationError, match="this is no torch device; write auto, cpu, cuda, cuda:1 or mps"):
+        RunTable(steps=1, device=device)
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "told"),
     [

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from ..paths import InputPath, OutputPath
 from ..plugin import Settings
@@ -109,6 +109,17 @@ class RunTable(Settings):
     """Folder of the cache, relative to where `tune` is started; may be shared by all runs."""
     log_every: int = Field(10, ge=1, le=MOST_STEPS)
     """Steps between two reports of the loss."""
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, device: str) -> str:
+        import torch
+
+        try:
+            torch.device("cpu" if device == "auto" else device)
+        except RuntimeError:
+            raise ValueError("this is no torch device; write auto, cpu, cuda, cuda:1 or mps") from None
+        return device
 
     @model_validator(mode="after")
     def _one_length(self) -> RunTable:
