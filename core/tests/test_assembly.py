@@ -153,3 +153,9 @@ def test_what_fails_when_asked_about_blocks_is_blamed_on_its_plugin(installation
     with pytest.raises(ZeroDivisionError) as raised:
         assemble(load_config(written("[plugins.careless]")))
     assert any("careless" in note and asked in note for note in raised.value.__notes__)
+
+
+def test_more_blocks_between_two_checkpoints_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigErrors, match=r"gradient_checkpointing = 7: .* has 6 blocks, of which only the first"):
+        assemble(load_config(written(""), ["run.gradient_checkpointing=7"]))
+    assemble(load_config(written(""), ["run.gradient_checkpointing=6"]))

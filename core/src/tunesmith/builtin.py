@@ -43,6 +43,12 @@ class Core(Plugin[CoreSettings]):
                 ("run", "latents"),
                 f'latents = "sample": the autoencoder of {family.name} gives no distribution to draw from; use "mean"',
             )
+        if int(config.run.gradient_checkpointing) > family.num_blocks:
+            yield (
+                ("run", "gradient_checkpointing"),
+                f"gradient_checkpointing = {config.run.gradient_checkpointing}: {family.name} has {family.num_blocks} blocks, of which only "
+                "the first would be computed again; use 2 for every second one, or true for all",
+            )
         if config.optimizer.fused_backward_pass and config.run.gradient_accumulation > 1:
             yield (
                 ("run", "gradient_accumulation"),
