@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import runpy
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,6 +25,7 @@ from PIL import Image
 from tests.docs.blocks import blocks
 from tests.examples.films import read_film, read_sound
 from tests.house import ROOT
+from tests.processes import start
 from tunesmith.cli.app import main as tune
 from tunesmith_wan_s2v import WanSpeechToVideoPipeline
 
@@ -37,8 +35,6 @@ PREVIEWS = {
     "wan_s2v": ["guest", "films-1-square", "pictures-still"],
 }
 """What is made when the run is validated."""
-PATIENCE = 300
-"""Seconds that a run may take to its first checkpoint on a busy machine."""
 
 pytestmark = pytest.mark.slow
 
@@ -52,11 +48,6 @@ def commands(family: str) -> list[list[str]]:
 def quotes(family: str) -> list[str]:
     """The lines that the README says are said."""
     return [line for block in blocks(ROOT / f"examples/{family}/README.md") if block.language == "text" for line in block.text.splitlines()]
-
-
-def environment() -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def carry_out(command: list[str], folder: Path) -> str:
@@ -76,16 +67,11 @@ def carry_out(command: list[str], folder: Path) -> str:
 
 
 def kill(command: list[str], folder: Path, events: Path) -> str:
-    """Begin as a user does, and kill it when a checkpoint has been reported; what was said."""
-    with (folder / "said.txt").open("w+") as said:
-        process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=said, stderr=subprocess.STDOUT)
-        end = time.monotonic() + PATIENCE
-        while process.poll() is None and time.monotonic() < end and not reported(events, "checkpoint"):
-            time.sleep(0.02)
-        process.kill()
-        said.seek(0)
-        assert process.wait() == -signal.SIGKILL, said.read()
-        return (folder / "said.txt").read_text()
+    """Begin in a process of its own, and kill it when a checkpoint has been reported; what was said."""
+    _, *arguments = command
+    done = start(folder, *arguments).signal(signal.SIGKILL, lambda: reported(events, "checkpoint"))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return done.stdout + done.stderr
 
 
 def reported(events: Path, kind: str) -> bool:

@@ -113,6 +113,9 @@ KEYS = [
     *("foreach", "fused", "-", "1"),
 ]
 
+CHARACTERS = st.characters(exclude_categories=["Cs"])
+"""Any that a file can hold."""
+
 
 @st.composite
 def configs(draw: st.DrawFn) -> str:
@@ -130,12 +133,12 @@ def overrides(draw: st.DrawFn) -> str:
     value = draw(st.sampled_from([value, *VALUES]))
     odd = [f"{key}={value}", f"{table}={value}", f"{table}.{key}", "", "=", f"{table}.{key}=\udcff"]
     made = draw(st.sampled_from([*[f"{table}.{key}={value}"] * 4, *odd]))
-    return made if draw(st.integers(0, 5)) else draw(st.text(max_size=30))
+    return made if draw(st.integers(0, 5)) else draw(st.text(CHARACTERS, max_size=30))
 
 
 def _insert(draw: st.DrawFn, text: str) -> str:
     at = draw(st.integers(0, len(text)))
-    return text[:at] + draw(st.sampled_from(SNIPPETS) | st.text(max_size=5)) + text[at:]
+    return text[:at] + draw(st.sampled_from(SNIPPETS) | st.text(CHARACTERS, max_size=5)) + text[at:]
 
 
 def _delete(draw: st.DrawFn, text: str) -> str:

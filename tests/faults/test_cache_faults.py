@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,32 +12,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from tests.processes import start
 from tests.runs.conftest import Result, config_text
 from tunesmith import InputError
+from tunesmith.cache import disk
 from tunesmith.hooks import HookCaller
 
 SHORT = ("validation.at_start=false", "validation.at_end=false", "run.steps=4")
-WRITER = """
-import os, signal, sys
-from tunesmith.cache import disk as cache
-from tunesmith.cli.app import main
-
-cache.GROUP_ENTRIES = 2
-put, values = cache.Cache.put, []
-
-def deadly(self, key, value, field):
-    put(self, key, value, field)
-    values.append(key)
-    if len(values) == 7:
-        self._shards._file.write(b"torn")
-        self._shards._file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-cache.Cache.put = deadly
-sys.argv = ["tune", "run", *sys.argv[1:]]
-main()
-"""
 
 
 @pytest.fixture
@@ -70,6 +51,23 @@ def encoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
         yield counted
 
 
+def die_while_writing() -> None:
+    """Have this process killed when it has committed three groups of two entries, with a part of the next entry in the shard."""
+    put, values = disk.Cache.put, []
+
+    def deadly(self: disk.Cache, key: str, value: Tensor, field: str = "") -> None:
+        put(self, key, value, field)
+        values.append(key)
+        if len(values) == 7:
+            assert self._shards._file is not None
+            self._shards._file.write(b"torn")
+            self._shards._file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    disk.GROUP_ENTRIES = 2
+    disk.Cache.put = deadly  # type: ignore[method-assign]
+
+
 def in_cache(name: str) -> str:
     return f"run.cache_dir='{name}'"
 
@@ -97,17 +95,12 @@ def same_losses(*results: Result, rel: float = 0.0) -> None:
 
 def test_two_runs_at_once_on_one_cache_end_as_alone(train, tmp_path, twin, pictures):
     alone = train("alone", "", *SHORT, in_cache("apart"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = []
+    at_work = []
     for name in ("left", "right"):
         (tmp_path / f"{name}.toml").write_text(config_text(twin, pictures))
-        command = [sys.executable, "-m", "tunesmith", "run", f"{name}.toml", *(part for one in SHORT for part in ("--set", one))]
-        processes.append(
-            subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        )
-    for process in processes:
-        _, told = process.communicate(timeout=120)
-        assert process.returncode == 0, told
+        at_work.append(start(tmp_path, "run", f"{name}.toml", sets=SHORT))
+    for done in [one.wait() for one in at_work]:
+        assert done.returncode == 0, done.stderr
     same_losses(alone, Result(tmp_path / "runs" / "left"), Result(tmp_path / "runs" / "right"))
 
 
@@ -115,8 +108,7 @@ def test_a_killed_writer_costs_only_what_it_had_not_committed(train, tmp_path, t
     with encoding(monkeypatch) as everything:
         alone = train("alone", "", *SHORT, in_cache("apart"))
     (tmp_path / "killed.toml").write_text(config_text(twin, pictures))
-    command = [sys.executable, "-c", WRITER, "killed.toml", *(part for one in SHORT for part in ("--set", one))]
-    died = subprocess.run(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    died = start(tmp_path, "run", "killed.toml", sets=SHORT, before=die_while_writing).wait()
     assert died.returncode == -signal.SIGKILL, died.stderr
     with encoding(monkeypatch) as rest:
         resumed = train("killed", "", *SHORT)

@@ -1,17 +1,15 @@
 """A disk that is full, read-only or gone: what was saved stays, one message says so, and the run can go on."""
 
 import contextlib
-import os
-import resource
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.processes import Ended, start
 from tests.runs.conftest import LORA, Result, config_text
 from tunesmith import checkpoints
 from tunesmith.events import Event
@@ -33,16 +31,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def tune(config: Path, *overrides: str, limit: int | None = None) -> subprocess.CompletedProcess[str]:
+def tune(config: Path, *overrides: str, limit: int | None = None) -> Ended:
     """`tune run`, with the largest file that it may write."""
-
-    def limited() -> None:
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    command = [sys.executable, "-m", "tunesmith", "run", str(config), *(part for one in overrides for part in ("--set", one))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=config.parent, env=environment, capture_output=True, text=True, preexec_fn=limited, check=False)
+    return start(config.parent, "run", str(config), sets=overrides, limit=limit).wait()
 
 
 def a_config(tmp_path: Path, twin: Path, pictures: Path, name: str) -> Path:
@@ -51,7 +42,7 @@ def a_config(tmp_path: Path, twin: Path, pictures: Path, name: str) -> Path:
     return config
 
 
-def assert_told(done: subprocess.CompletedProcess[str], reason: str) -> None:
+def assert_told(done: Ended, reason: str) -> None:
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     [told] = [line for line in done.stderr.splitlines() if "cannot write" in line]

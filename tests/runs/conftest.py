@@ -41,6 +41,16 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def shades(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four captioned pictures of one shade of grey each."""
+    folder = tmp_path_factory.mktemp("shades")
+    for number in range(4):
+        Image.fromarray(np.full((64, 64, 3), 60 * number, np.uint8)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"shade {number}")
+    return folder
+
+
 @dataclass(frozen=True)
 class Result:
     """A finished run directory, read back."""

@@ -4,9 +4,6 @@ import importlib
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.processes import start
 from tunesmith import InputError, NoSettings, Plugin, Run, RunFailed, Stage, Wrapper, hookimpl
 from tunesmith.hooks import HookCaller
 from tunesmith.progress import Progress
@@ -74,47 +72,27 @@ def test_stop_and_resume_equals_never_stopping(train, monkeypatch, extra, overri
 
 
 def test_a_killed_process_goes_on_bit_for_bit(train, tmp_path, twin, pictures):
-    straight = train("straight", LORA + EVERY_TWO, "run.steps=40", "validation.at_start=false")
+    settings = ("run.steps=40", "validation.at_start=false")
+    straight = train("straight", LORA + EVERY_TWO, *settings)
     config = tmp_path / "killed.toml"
     config.write_text(config_text(twin, pictures, LORA + EVERY_TWO))
-    command = [
-        sys.executable,
-        "-m",
-        "tunesmith",
-        "run",
-        str(config),
-        "--set",
-        "run.steps=40",
-        "--set",
-        "validation.at_start=false",
-        "--quiet",
-    ]
-    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
     checkpoints = tmp_path / "runs" / "killed" / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("step-*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert_same_run(straight, train("killed", LORA + EVERY_TWO, "run.steps=40", "validation.at_start=false"), 40)
+    at_work = start(tmp_path, "run", str(config), "--quiet", sets=settings)
+    assert at_work.signal(signal.SIGKILL, lambda: any(checkpoints.glob("step-*"))).returncode == -signal.SIGKILL
+    assert_same_run(straight, train("killed", LORA + EVERY_TWO, *settings), 40)
 
 
 def test_a_signal_finishes_the_step_saves_and_goes_on(train, tmp_path, twin, pictures):
-    straight = train("straight", LORA, "run.steps=200", "validation.at_start=false", "validation.at_end=false")
+    settings = ("run.steps=100", "validation.at_start=false", "validation.at_end=false")
+    straight = train("straight", LORA, *settings)
     config = tmp_path / "signalled.toml"
     config.write_text(config_text(twin, pictures, LORA))
-    overrides = ["run.steps=200", "validation.at_start=false", "validation.at_end=false"]
-    command = [sys.executable, "-m", "tunesmith", "run", str(config), *(part for one in overrides for part in ("--set", one))]
-    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
     events = tmp_path / "runs" / "signalled" / "events.jsonl"
-    deadline = time.monotonic() + 120
-    while not (events.exists() and '"event": "step"' in events.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    told, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert "the same command goes on from there" in told
-    resumed = train("signalled", LORA, *overrides)
+    at_work = start(tmp_path, "run", str(config), sets=settings)
+    done = at_work.signal(signal.SIGTERM, lambda: events.exists() and '"event": "step"' in events.read_text())
+    assert done.returncode == 0
+    assert "the same command goes on from there" in done.stdout
+    resumed = train("signalled", LORA, *settings)
     assert resumed.losses == straight.losses
 
 

@@ -1,4 +1,4 @@
-"""Twins of the families, small DINOv2 checkpoints, clips and pictures, and runs on them."""
+"""Small DINOv2 checkpoints, clips and pictures, and runs on them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from av.video.frame import VideoFrame
 from PIL import Image
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from tunesmith import FamilyPlugin, Loss, Run, Step
+from tests.runs.conftest import short_run
+from tests.runs.filming import twin_of
+from tunesmith import Loss, Run, Step
 from tunesmith.config import Config, load_config
-from tunesmith.discovery import load_class
 from tunesmith.hooks import HookCaller
 from tunesmith.progress import Progress
 from tunesmith.session import run
+
+__all__ = ["twin_of"]
 
 FAMILIES = ("sana", "sana_video", "wan_s2v")
 WIDTH = 16
@@ -50,21 +53,6 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_registers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small DINOv2 with four register tokens."""
     return write_encoder(tmp_path_factory.mktemp("dinov2_registers"), registers=4)
-
-
-@pytest.fixture(scope="session")
-def twin_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The twin of a family's checkpoint, made once."""
-    made: dict[str, Path] = {}
-
-    def make(family: str) -> Path:
-        kind = load_class(family)
-        assert issubclass(kind, FamilyPlugin)
-        if family not in made:
-            made[family] = kind.family_type.tiny(tmp_path_factory.mktemp(family) / "checkpoint")
-        return made[family]
-
-    return make
 
 
 @pytest.fixture(scope="session")
@@ -149,33 +137,12 @@ def write(tmp_path: Path, twin_of: Callable[[str], Path], clips: Path, pictures:
         own = crepa if "source" in crepa or "encoder" in crepa else f"encoder = {str(encoder)!r}\n{crepa}"
         size = "" if "source" in crepa else "image_size = 56"
         file = tmp_path / f"{name}.toml"
-        file.write_text(
-            f"""
-[run]
-steps = 3
-batch_size = 1
-precision = "no"
-device = "cpu"
-log_every = 1
-output = {str(tmp_path / "runs")!r}
-cache_dir = {str(tmp_path / "cache")!r}
-[model]
-family = {family!r}
-path = {str(twin_of(family))!r}
-[optimizer]
-lr = 1e-3
-[[datasets]]
-name = "data"
-{data}
-resolution = 64
-resolution_type = "pixel"
-[plugins.crepa]
-{size}
-{own}
-{extra}
-"""
-        )
-        return load_config(file, overrides)
+        model = f"family = {family!r}\npath = {str(twin_of(family))!r}"
+        dataset = f'name = "data"\n{data}\nresolution = 64\nresolution_type = "pixel"'
+        tables = f"[plugins.crepa]\n{size}\n{own}\n{extra}"
+        file.write_text(short_run(model, "lr = 1e-3", dataset, tables, steps=3, batch_size=1))
+        places = f"run.output={str(tmp_path / 'runs')!r}", f"run.cache_dir={str(tmp_path / 'cache')!r}"
+        return load_config(file, (*places, *overrides))
 
     return config
 

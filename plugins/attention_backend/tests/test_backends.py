@@ -8,56 +8,38 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
-from PIL import Image
 from safetensors.torch import load_file
 
-from tunesmith.config import ConfigErrors, load_config
-from tunesmith.progress import Progress
-from tunesmith.session import run
+from tests.runs.conftest import shades, short_run, start_run
+from tests.runs.filming import twin_of
+from tunesmith.config import ConfigErrors
 from tunesmith_attention_backend.plugin import KERNELS, WITHOUT_MASKS, refusal
-from tunesmith_sana import SanaFamily
-from tunesmith_sana_video import SanaVideoFamily
+
+__all__ = ["shades", "twin_of"]
 
 Runner = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
-def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return SanaVideoFamily.tiny(tmp_path_factory.mktemp("checkpoint"))
-
-
 @pytest.fixture
-def train(tmp_path: Path, twin: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
-    """Train on two pictures, with `extra` and overrides; gives the run's directory."""
+def train(tmp_path: Path, twin_of: Callable[[str], Path], shades: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
+    """Train on a few pictures, with `extra` and overrides; gives the run's directory."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "pictures").mkdir()
-    for number in range(2):
-        Image.fromarray(np.full((64, 64, 3), 90 * number, np.uint8)).save(tmp_path / f"pictures/{number}.png")
-        (tmp_path / f"pictures/{number}.txt").write_text(f"shade {number}")
+    model = f'family = "sana_video"\npath = {str(twin_of("sana_video"))!r}'
+    dataset = f"path = {str(shades)!r}\nresolution = 64"
 
     def start(name: str, extra: str, *overrides: str) -> Path:
-        file = tmp_path / f"{name}.toml"
-        file.write_text(
-            f"""
-[run]
-steps = 2
-precision = "no"
-device = "cpu"
+        text = short_run(model, "lr = 1e-4", dataset, TABLES + extra, steps=2, batch_size=1)
+        return start_run(tmp_path / f"{name}.toml", text, overrides).path
 
-[model]
-family = "sana_video"
-path = {str(twin)!r}
+    return start
 
-[[datasets]]
-path = "pictures"
-resolution = 64
 
+TABLES = """
 [validation]
-prompts = {{ grey = "a shade" }}
+prompts = { grey = "a shade" }
 resolutions = ["64x64"]
 num_frames = 1
 steps = 1
@@ -65,13 +47,7 @@ at_start = false
 
 [plugins.video]
 
-{extra}
 """
-        )
-        with Progress("quiet") as progress:
-            return run(load_config(file, overrides), "latest", progress)
-
-    return start
 
 
 @pytest.fixture
@@ -144,10 +120,9 @@ def test_every_kernel_of_diffusers_gets_an_answer_on_a_cpu() -> None:
     }
 
 
-def test_a_family_that_would_ignore_it_refuses(train: Runner, tmp_path: Path) -> None:
-    sana = SanaFamily.tiny(tmp_path / "sana")
+def test_a_family_that_would_ignore_it_refuses(train: Runner, twin_of: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigErrors, match=r"sana computes attention by itself and would ignore every kernel"):
-        train("ignored", TABLE, "model.family='sana'", f"model.path={str(sana)!r}", "validation.num_frames=1")
+        train("ignored", TABLE, "model.family='sana'", f"model.path={str(twin_of('sana'))!r}", "validation.num_frames=1")
 
 
 def test_kernels_without_masks_are_those_that_diffusers_lets_fail(train: Runner) -> None:

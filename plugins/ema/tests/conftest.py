@@ -1,41 +1,26 @@
-"""A tiny checkpoint, a few pictures, and a way to run a config on them."""
+"""A way to run a config on a tiny checkpoint and a few pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from tests.runs.conftest import short_run, start_run
-from tunesmith_sana import SanaFamily
+from tests.runs.conftest import shades, short_run, start_run, twin
+
+__all__ = ["shades", "train", "twin"]
 
 Runner = Callable[..., Path]
 
 
-@pytest.fixture(scope="session")
-def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return SanaFamily.tiny(tmp_path_factory.mktemp("checkpoint"))
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in range(4):
-        Image.fromarray(np.full((64, 64, 3), 60 * number, np.uint8)).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"shade {number}")
-    return folder
-
-
 @pytest.fixture
-def train(tmp_path: Path, twin: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
+def train(tmp_path: Path, twin: Path, shades: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     """Run the common tables and `extra`, with `--set` overrides; gives the run's directory."""
     monkeypatch.chdir(tmp_path)
 
     model = f'family = "sana"\npath = {str(twin)!r}\ncomplex_human_instruction = false'
-    dataset = f"path = {str(pictures)!r}\nresolution = 64"
+    dataset = f"path = {str(shades)!r}\nresolution = 64"
 
     def start(name: str, extra: str, *overrides: str) -> Path:
         text = short_run(model, "lr = 1e-2", dataset, TABLES + extra, batch_size=1)

@@ -1,101 +1,24 @@
-"""A tiny model, a stand-in for the run, and the hooks of the family with the adapter around it."""
+"""The twin of a model with an adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
-from tunesmith import Batch, Model, Part, Ragged, Run
-from tunesmith.hooks import HookCaller
-from tunesmith.randomness import torch_generator
+from tests.adapting import Trained, attach, base_prediction, predict, twin
 from tunesmith_lora import Lora, LoraSettings
-from tunesmith_sana import Sana, SanaFamily, SanaSettings
 
-SIGMA = torch.tensor([0.2, 0.7])
-
-
-@pytest.fixture(scope="session")
-def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random twin of a checkpoint."""
-    return SanaFamily.tiny(tmp_path_factory.mktemp("checkpoint"))
-
-
-@dataclass
-class Trained:
-    """A denoiser with an adapter, as a run holds it."""
-
-    run: Run
-    plugin: Lora
-    model: Model
-    hooks: HookCaller
-
-    @property
-    def adapter(self) -> dict[str, Tensor]:
-        """The trainable parameters by name."""
-        return {name: parameter for name, parameter in self.model.denoiser.named_parameters() if parameter.requires_grad}
-
-    @property
-    def base(self) -> dict[str, Tensor]:
-        """The frozen parameters by name."""
-        return {name: parameter for name, parameter in self.model.denoiser.named_parameters() if not parameter.requires_grad}
-
-    def disturb(self) -> None:
-        """Give the adapter weights that are not the start's, as training would."""
-        generator = torch.Generator().manual_seed(5)
-        with torch.no_grad():
-            for parameter in self.adapter.values():
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
-
-    def save(self, folder: Path) -> Path:
-        self.hooks.save_checkpoint(self.run, folder)
-        return folder / "pytorch_lora_weights.safetensors"
-
-    @torch.no_grad()
-    def predict(self) -> Tensor:
-        return predict(self.model)
-
-
-def predict(model: Model) -> Tensor:
-    """The velocity of two fixed samples."""
-    generator = torch.Generator().manual_seed(1)
-    noisy = torch.randn((2, 4, 8, 8), generator=generator)
-    rows = Ragged([torch.randn((length, 32), generator=generator) for length in (7, 3)])
-    return model.predict(noisy, SIGMA, Batch(fields={"prompt_embeds": rows}))
+__all__ = ["Trained", "base_prediction", "make", "predict", "twin"]
 
 
 @pytest.fixture
 def make(twin: Path) -> Callable[..., Trained]:
     """Load the twin with an adapter of the given settings."""
 
-    def attach(*, seed: int = 0, weights: str = "fp32", is_main: bool = True, **settings: Any) -> Trained:
-        family = Sana("sana", SanaSettings(path=str(twin)))
-        lora = Lora("lora", LoraSettings.model_validate(settings))
-        run = SimpleNamespace(
-            config=SimpleNamespace(run=SimpleNamespace(weights=weights), validation=SimpleNamespace(resolutions=(), scheduler=None)),
-            device=torch.device("cpu"),
-            family=family.family(),
-            is_main=is_main,
-            torch_generator=lambda purpose, *position: torch_generator(seed, purpose, *position),
-        )
-        hooks = HookCaller([family, lora])
-        run.model = hooks.load_model(cast(Run, run), Part.DENOISER)
-        return Trained(cast(Run, run), lora, run.model, hooks)
+    def made(*, seed: int = 0, weights: str = "fp32", is_main: bool = True, **settings: Any) -> Trained:
+        return attach(twin, Lora("lora", LoraSettings.model_validate(settings)), seed, weights, is_main)
 
-    return attach
-
-
-@pytest.fixture
-def base_prediction(twin: Path) -> Tensor:
-    """What the twin predicts without any adapter."""
-    sana = Sana("sana", SanaSettings(path=str(twin)))
-    validation = SimpleNamespace(resolutions=(), scheduler=None)
-    run = SimpleNamespace(config=SimpleNamespace(run=SimpleNamespace(weights="fp32"), validation=validation), device=torch.device("cpu"))
-    with torch.no_grad():
-        return predict(sana.load_model(cast(Run, run), Part.DENOISER))
+    return made

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
+from tests.runs.conftest import shades, short_run, twin
 from tunesmith.config import load_config
 from tunesmith.progress import Progress
 from tunesmith.session import run
-from tunesmith_sana import SanaFamily
+
+__all__ = ["Result", "Runner", "shades", "train", "twin", "write"]
 
 
 @dataclass(frozen=True)
@@ -40,52 +40,15 @@ class Result:
 Runner = Callable[..., Result]
 
 
-@pytest.fixture(scope="session")
-def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return SanaFamily.tiny(tmp_path_factory.mktemp("checkpoint"))
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in range(4):
-        Image.fromarray(np.full((64, 64, 3), 60 * number, np.uint8)).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"shade {number}")
-    return folder
-
-
 @pytest.fixture
-def write(tmp_path: Path, twin: Path, pictures: Path) -> Callable[[str, str], Path]:
+def write(tmp_path: Path, twin: Path, shades: Path) -> Callable[[str, str], Path]:
     """A config of the common tables and `extra`, in a file of this name."""
+    model = f'family = "sana"\npath = {str(twin)!r}\ncomplex_human_instruction = false'
+    dataset = f"path = {str(shades)!r}\nresolution = 64"
 
     def written(name: str, extra: str) -> Path:
         file = tmp_path / f"{name}.toml"
-        file.write_text(
-            f"""
-[run]
-steps = 4
-precision = "no"
-device = "cpu"
-log_every = 1
-
-[model]
-family = "sana"
-path = {str(twin)!r}
-complex_human_instruction = false
-
-[optimizer]
-lr = 1e-2
-
-[[datasets]]
-path = {str(pictures)!r}
-resolution = 64
-
-[checkpoints]
-every = false
-
-{extra}
-"""
-        )
+        file.write_text(short_run(model, "lr = 1e-2", dataset, "[checkpoints]\nevery = false\n" + extra, steps=4, batch_size=1))
         return file
 
     return written

@@ -1,0 +1,135 @@
+"""What `tune plan` tells of memory: what each phase takes, what would fit, and why there is no forecast where there is none."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from core.tests.conftest import Installation, installation
+from tunesmith import Lever, savings
+from tunesmith.config import load_config
+from tunesmith.levers import all_levers
+from tunesmith.plan import Plan, make_plan
+from tunesmith.savings import LEAST_RESERVED
+
+__all__ = ["installation"]
+
+THRIFTY = """
+from tunesmith import Lever, NoSettings
+
+class Probe(Plugin[NoSettings]):
+    '''Saves memory.'''
+    stage = Stage.PLACE
+    levers = (Lever({"plugins.thrifty.enabled": True}, "a little time", 0.5),)
+"""
+PEEKS = """
+from tunesmith import NoSettings
+
+class Probe(Plugin[NoSettings]):
+    '''Looks at the value of the loss, which a tensor without values does not have.'''
+    stage = Stage.OBJECTIVE
+
+    @hookimpl(wrapper=True)
+    def compute_loss(self, run, step):
+        loss = yield
+        if loss.total.item() < 0:
+            raise ValueError
+        return loss
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path, twin: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
+    """The plan of a run on the twin and on pictures of 64x64 and 128x64."""
+    monkeypatch.chdir(tmp_path)
+
+    def made(*overrides: str, rest: str = "", limit: int | None = None) -> Plan:
+        Path("c.toml").write_text(
+            f'[run]\nsteps = 2\ndevice = "cpu"\n[model]\nfamily = "sana"\npath = "{twin}"\n'
+            f'[[datasets]]\npath = "{pictures}"\nresolution = 64\nbatch_size = 2\n{rest}'
+        )
+        return make_plan(load_config(Path("c.toml"), overrides), vram=None if limit is None else limit + LEAST_RESERVED)
+
+    return made
+
+
+def printed(plan: Plan) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=120, soft_wrap=True).print(plan.render())
+    return stream.getvalue()
+
+
+def test_each_phase_is_told_for_the_largest_batch_that_is_trained(plan):
+    made = plan(rest='[validation]\nprompts = { a = "a square" }\nresolutions = ["64x64"]\n')
+    memory = made.memory
+    [facts] = made.datasets
+    largest = max(facts.buckets, key=lambda bucket: bucket.width * bucket.height)
+    assert len(facts.buckets) == 2
+    assert (memory.size.width, memory.size.height, memory.size.frames) == (largest.width, largest.height, 1)
+    assert memory.batch_size == 2
+    phases = {phase.name: phase for phase in memory.phases}
+    assert list(phases) == ["caching", "training", "validation", "saving"]
+    training = phases["training"]
+    assert training.weights == pytest.approx(4 * memory.parameters, rel=0.01)  # fp32, and a few buffers
+    assert training.gradients == 4 * memory.parameters
+    assert training.optimizer == pytest.approx(8 * memory.parameters, rel=0.001)  # two moments
+    assert memory.peak == max(phase.weights + phase.gradients + phase.optimizer + phase.activations for phase in memory.phases)
+    told = printed(made)
+    assert f"memory of a model of 0.1 M parameters, forecast for 2 samples of {largest.width}x{largest.height} at a time:\n" in told
+    assert re.search(r"phase +weights +gradients +optimizer +activations +peak\n +caching .*\n +training +0\.34 MiB +0\.34 MiB", told)
+
+
+def test_what_is_proposed_fits_by_the_forecast_of_the_run_with_it(plan, monkeypatch):
+    levers = [
+        Lever({"run.weights": "bf16"}, "digits", 3.0),
+        Lever({"plugins.nothing.of_the_kind": 1}, "is refused", 0.0),
+        Lever({"datasets.0.batch_size": 1}, "time", 0.1),
+    ]
+    monkeypatch.setattr(savings, "all_levers", lambda config: levers)
+    limit = plan("run.cache=false", "datasets.0.batch_size=1", "run.weights=bf16").memory.peak
+    made = plan("run.cache=false", limit=limit)
+    assert made.memory.peak > limit
+    assert made.savings.fits
+    assert made.savings.proposed.settings == ["datasets.0.batch_size=1", "run.weights=bf16"]
+    assert made.savings.proposed.peak == limit
+    assert {one.settings[0] for one in made.savings.options} >= {"datasets.0.batch_size=1", "run.weights=bf16"}
+    told = printed(made)
+    assert "\n  --set datasets.0.batch_size=1 --set run.weights=bf16\n  it costs: time\n  it costs: digits\n" in told
+    assert re.search(r"change +peak +saves +costs\n", told)
+
+
+def test_levers_are_those_of_the_core_and_of_every_plugin_that_can_be_imported(plan, installation: Installation):
+    installation.plugin("thrifty", THRIFTY)
+    installation.plugin("broken", "import nowhere_to_be_found")
+    plan()
+    found = all_levers(load_config(Path("c.toml")))
+    changed = [" ".join(lever.changes) for lever in found]
+    assert "plugins.thrifty.enabled" in changed
+    assert {"run.gradient_checkpointing", "plugins.lora.rank"} <= set(changed)
+    assert [lever.price for lever in found] == sorted(lever.price for lever in found)
+    on = load_config(Path("c.toml"), ["run.gradient_checkpointing=true", "run.activations=cpu", "optimizer.type=sgd"])
+    assert not {"run.gradient_checkpointing", "run.activations", "optimizer.type"} & {
+        key for lever in all_levers(on) for key in lever.changes if len(lever.changes) == 1
+    }
+
+
+def test_a_plugin_that_needs_values_is_a_reason_and_no_failure_of_the_plan(plan, installation: Installation):
+    installation.plugin("peeks", PEEKS)
+    made = plan(rest="[plugins.peeks]\n", limit=0)
+    assert not made.problems
+    assert (made.memory.phases, made.memory.peak, made.savings) == ([], None, None)
+    assert "a step cannot be gone through with shapes alone" in made.memory.reason
+    assert "'peeks'" in made.memory.reason
+    assert "M parameters: no forecast, for a step cannot be gone through" in printed(made)
+
+
+def test_a_run_that_cannot_start_is_not_forecast(plan):
+    made = plan("datasets.0.batch_size=500", limit=0)
+    assert made.problems
+    assert made.memory.reason == "the run cannot start as it is"
+    assert made.savings is None
