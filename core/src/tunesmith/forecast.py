@@ -1,47 +1,84 @@
-"""The memory that a run will take, told beforehand by arithmetic."""
+"""The memory that a run will take, told beforehand: each phase is gone through with shapes alone."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
+from .combined import parts_of
 from .config import Config
-from .engine import make_optimizer
+from .config.tables import OptimizerTable
+from .engine import Switching, make_optimizer
 from .errors import InputError
-from .family import Family
+from .live import LiveTensors, num_bytes
+from .rehearsal import Phase, Size, rehearse
+from .session import Assembly
+from .understudies import NotRehearsed, OptimizerBytes
 
-FLOAT_BYTES = {"fp32": 4, "bf16": 2}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+EDGE = 128
+"""Rows and columns of the matrix that optimizers are tried on; large enough for those that keep little of small ones otherwise."""
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes that the trained model takes, by arithmetic from its shapes; activations are not counted."""
+class Forecast:
+    """Bytes on the device in each phase, and the size of samples that they are of; without phases `reason` says why."""
 
-    parameters: int
-    weights: int
-    gradients: int
-    optimizer: int | None
+    size: Size
+    phases: tuple[Phase, ...]
+    reason: str | None = None
 
-
-def memory(family: Family, config: Config, trains_base: bool) -> Memory:
-    """What the model takes; of an adapter's run the base alone, which has no gradients."""
-    parameters = sum(parameter.numel() for parameter in family.on_meta().parameters())
-    weights = parameters * FLOAT_BYTES[config.run.weights]
-    if not trains_base:
-        return Memory(parameters, weights, gradients=0, optimizer=0)
-    each = _state_bytes(config)
-    return Memory(parameters, weights, gradients=weights, optimizer=None if each is None else round(parameters * each))
+    @property
+    def peak(self) -> int:
+        """The most that the run takes."""
+        return max((phase.peak for phase in self.phases), default=0)
 
 
-def _state_bytes(config: Config) -> float | None:
-    """Bytes that the optimizer keeps for each weight, found by letting it make one step; None if it cannot here."""
-    weight = torch.nn.Parameter(torch.zeros(128, 128, dtype=torch.float32 if config.run.weights == "fp32" else torch.bfloat16))
-    weight.grad = torch.zeros_like(weight)
+def forecast(config: Config, cast: Assembly, size: Size) -> Forecast:
+    """What a run takes with samples of this size; the plugins of `cast` are of no use for a real run afterwards."""
+    each = optimizer_bytes(config)
+    if each is None:
+        return Forecast(size, (), f"what {config.optimizer.type} keeps of each weight is only known where it can make a step")
     try:
-        optimizer = make_optimizer([weight], config.optimizer)
-        optimizer.step()
-    except (InputError, RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
+        return Forecast(size, tuple(rehearse(config, cast, size, each)))
+    except NotRehearsed as error:
+        return Forecast(size, (), str(error))
+
+
+def optimizer_bytes(config: Config) -> OptimizerBytes | None:
+    """What the optimizer takes, found by letting it make steps; None if it cannot here."""
+    table = config.optimizer.model_copy(update={"fused_backward_pass": False})
+    try:
+        (one, _, _), (two, state, switches) = (_updated(count, table, DTYPES[config.run.weights]) for count in (1, 2))
+    except (InputError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError):
         return None  # it steps only on the device or the shapes that it is made for
-    kept = [value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor)]
-    return sum(value.numel() * value.element_size() for value in kept) / weight.numel()
+    at_once = two > 1.5 * one
+    values = EDGE * EDGE
+    return OptimizerBytes(state / (2 * values), two / (2 * values) if at_once else one / values, at_once, switches)
+
+
+def _updated(count: int, table: OptimizerTable, dtype: torch.dtype) -> tuple[int, int, bool]:
+    """Bytes that came and went while so many matrices were updated, those that are kept of them, and whether two sets of weights are."""
+    weights = [torch.nn.Parameter(torch.zeros(EDGE, EDGE, dtype=dtype)) for _ in range(count)]
+    optimizer = make_optimizer(weights, table)
+    parts = parts_of(optimizer)
+    switching = [part for part in parts if isinstance(part, Switching)]
+    for part in switching:
+        part.train()
+    for _ in range(2):
+        with LiveTensors() as live:
+            for weight in weights:
+                weight.grad = torch.zeros_like(weight)
+            live.count((weights, _kept(parts)))
+            live.since_now()
+            before = live.live
+            optimizer.step()
+    return live.peak - before, num_bytes(_kept(parts)), bool(switching)
+
+
+def _kept(parts: Iterable[Optimizer]) -> list[Tensor]:
+    return [value for part in parts for kept in part.state.values() for value in kept.values() if isinstance(value, Tensor)]

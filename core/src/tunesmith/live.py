@@ -12,20 +12,20 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_leaves
 
 
-class LiveTensors(TorchDispatchMode):
+class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A context that counts the storage of each tensor that is made within it, or that it is told of, for as long as it is alive.
 
     `live` are the bytes at this moment, `peak` the most that there were. What a kernel takes for itself while it runs is not seen.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._known: set[int] = set()
 
     def count(self, values: Any) -> None:
         """Count these tensors, too; of those it knows already, nothing."""
-        for storage in _storages(values):
+        for storage in storages(values):
             if storage._cdata not in self._known:
                 self._known.add(storage._cdata)
                 self.live += storage.nbytes()
@@ -50,13 +50,14 @@ class LiveTensors(TorchDispatchMode):
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages of these tensors, each once."""
-    return sum({storage._cdata: storage.nbytes() for storage in _storages(list(tensors))}.values())
+    return sum({storage._cdata: storage.nbytes() for storage in storages(list(tensors))}.values())
 
 
-def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+def storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    """The storages of all tensors among these values, some of them perhaps several times."""
     for value in tree_leaves(values):
         if isinstance(value, Tensor) and is_traceable_wrapper_subclass(value):  # it has no storage, but the tensors that it is made of do
             names, _ = value.__tensor_flatten__()
-            yield from _storages([getattr(value, name) for name in names])
+            yield from storages([getattr(value, name) for name in names])
         elif isinstance(value, Tensor):
             yield value.untyped_storage()

@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from tunesmith import Run
+
 ROLES = {"Autoencoder": "vae", "Transformer": "denoiser", "Wav2Vec2": "audio", "Gemma2": "text", "UMT5": "text"}
 
 
@@ -43,7 +45,7 @@ class Device:
         self._homes: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
         self._ghosts: dict[int, Ghost] = {}
 
-    def send(self, network: nn.Module, device: torch.device) -> None:
+    def send(self, network: nn.Module, run: Run) -> None:
         """Let a network leave."""
         assert network not in self._homes
         self._homes[network] = [tensor.data.clone() for tensor in tensors(network)]
@@ -52,7 +54,7 @@ class Device:
         self.here.pop(network, None)
         self.log.append(f"-{role(network)}")
 
-    def bring(self, network: nn.Module, device: torch.device) -> None:
+    def bring(self, network: nn.Module, run: Run) -> None:
         """Let it come, with all that it had, or that was written to it meanwhile."""
         assert not self.here
         for tensor, home in zip(tensors(network), self._homes.pop(network), strict=True):
@@ -61,14 +63,14 @@ class Device:
         self.here[network] = role(network)
         self.log.append(f"+{role(network)}")
 
-    def sent(self, tensor: Tensor, device: torch.device) -> Tensor:
+    def sent(self, tensor: Tensor, run: Run) -> Tensor:
         """Let a tensor of a state leave."""
         ghost = Ghost(void(tensor), tensor)
         self._ghosts[id(ghost.void)] = ghost
         self.note("-state")
         return ghost.void
 
-    def brought(self, tensor: Tensor, device: torch.device) -> Tensor:
+    def brought(self, tensor: Tensor, run: Run) -> Tensor:
         """Let it come, when samples are made and the denoiser takes no more turns."""
         assert [*self.here.values()] in ([], ["denoiser"])
         self.here.clear()

@@ -196,3 +196,14 @@ def test_a_convolution_beside_the_feed_forward_does_not_matter_and_shared_ones_c
 def test_a_model_without_feed_forwards_is_refused() -> None:
     with pytest.raises(InputError, match="names no feed-forward"):
         feed_forwards([TrunkModule("0", nn.Identity(), True)])
+
+
+def test_activations_may_come_back_without_the_gaps_between_their_rows(plain: nn.Module) -> None:
+    """As those do that lie in pinned memory until backward."""
+    given, module = tokens(10), chunked(plain, 2)
+    _, expected = gradients(plain, given)
+    with saved_tensors_hooks(lambda tensor: tensor.clone(memory_format=torch.contiguous_format), lambda kept: kept):
+        out = module(given)
+    found = torch.autograd.grad(out.square().sum(), [given, *module.parameters()])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

@@ -60,7 +60,7 @@ def test_updates_that_are_rare_remember_as_long() -> None:
 
 def test_the_average_of_weights_in_half_precision_sees_what_they_cannot() -> None:
     weight = torch.ones(3, dtype=torch.bfloat16)
-    average = Average({"weight": weight}, torch.device("cpu"))
+    average = Average({"weight": weight}, Tensor.cpu)
     weight += 0.0078125  # the next number that bf16 has
     average.follow({"weight": weight}, 0.999)
     torch.testing.assert_close(average.values["weight"], torch.full((3,), 1 + 0.0078125 / 1000), rtol=0, atol=1e-7)
@@ -68,7 +68,7 @@ def test_the_average_of_weights_in_half_precision_sees_what_they_cannot() -> Non
 
 def test_weights_are_their_own_again_even_after_an_error() -> None:
     weight = torch.tensor([1.0, 2.0])
-    average = Average({"weight": weight}, torch.device("cpu"))
+    average = Average({"weight": weight}, Tensor.cpu)
     weight += 1
     seen = []
 

@@ -140,7 +140,7 @@ class Crepa(Plugin[CrepaSettings]):
     @hookimpl
     def on_step(self, run: Run) -> None:
         """Move the average of the cosine, which the next step goes by, and let go of networks that it does not need."""
-        if self._cosines:
+        if self._cosines and not run.is_rehearsal:
             now, decay = float(torch.stack(self._cosines).mean()), self.settings.similarity_decay
             self.average, self._cosines = now if self.average is None else decay * self.average + (1 - decay) * now, []
         if not self.phase(run)[2] or (run.config.run.cache and self._decoder is None):

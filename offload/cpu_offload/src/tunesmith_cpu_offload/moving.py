@@ -10,39 +10,41 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from tunesmith import Run
+
 MACHINE = torch.device("cpu")
 Place: TypeAlias = tuple[Any, Any]
 """A dict or list, and the key or index of a tensor in it."""
 
 
-def send(network: nn.Module, device: torch.device) -> None:
+def send(network: nn.Module, run: Run) -> None:
     """Move a network off the device; its parameters stay the same objects."""
-    if device.type == "meta":
-        _exchange(network, _hollow)
+    if run.is_rehearsal:
+        _exchange(network, run.host_copy)
     else:
         network.to(MACHINE)
 
 
-def bring(network: nn.Module, device: torch.device) -> None:
+def bring(network: nn.Module, run: Run) -> None:
     """Move a network to the device, or what is not there of one whose move was interrupted."""
-    if device.type == "meta":
-        _exchange(network, Tensor.contiguous)
+    if run.is_rehearsal:
+        _exchange(network, run.device_copy)
     else:
-        network.to(device)
+        network.to(run.device)
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def sent(tensor: Tensor, run: Run) -> Tensor:
     """A tensor of the device in the memory of the machine."""
-    return _hollow(tensor) if device.type == "meta" else tensor.to(MACHINE)
+    return run.host_copy(tensor)
 
 
-def brought(tensor: Tensor, device: torch.device) -> Tensor:
+def brought(tensor: Tensor, run: Run) -> Tensor:
     """A tensor on the device; itself where it is there already."""
-    return tensor.contiguous() if device.type == "meta" else tensor.to(device)
+    return run.device_copy(tensor)
 
 
 @contextmanager
-def state_away(states: list[dict[Any, Any]], device: torch.device) -> Iterator[None]:
+def state_away(states: list[dict[Any, Any]], run: Run) -> Iterator[None]:
     """Within the context the tensors of an optimizer's states that lie on the device lie on the machine.
 
     A tensor that is in several places is one tensor afterwards, too.
@@ -51,20 +53,20 @@ def state_away(states: list[dict[Any, Any]], device: torch.device) -> Iterator[N
     for container, key in _places(states):
         tensor = container[key]
         # bitsandbytes' paged state leaves by itself, and a copy of it would be an ordinary tensor
-        if tensor.device.type == device.type and not getattr(tensor, "is_paged", False):
+        if tensor.device.type == run.device.type and not getattr(tensor, "is_paged", False):
             shared.setdefault(id(tensor), []).append((container, key))
     try:
         for places in shared.values():
-            _put(places, sent, device)
+            _put(places, sent, run)
         yield
     finally:
         for places in shared.values():
-            _put(places, brought, device)
+            _put(places, brought, run)
 
 
-def _put(places: list[Place], move: Callable[[Tensor, torch.device], Tensor], device: torch.device) -> None:
+def _put(places: list[Place], move: Callable[[Tensor, Run], Tensor], run: Run) -> None:
     container, key = places[0]
-    moved = move(container[key], device)
+    moved = move(container[key], run)
     for container, key in places:
         container[key] = moved
 
@@ -76,11 +78,6 @@ def _places(container: Any) -> Iterator[Place]:
             yield container, key
         elif isinstance(value, MutableMapping | MutableSequence):
             yield from _places(value)
-
-
-def _hollow(tensor: Tensor) -> Tensor:
-    """A tensor of the meta device as one that has left it: it has its shape and takes nothing, where such bytes are counted."""
-    return tensor.new_empty(()).expand(tensor.shape)
 
 
 def _exchange(network: nn.Module, move: Callable[[Tensor], Tensor]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tunesmith import Batch, Config, Family, Model, Part, Plugin, Report, Run, Settings, Stage, Wrapper, hookimpl
+from tunesmith import Batch, Config, Family, Lever, Model, Part, Plugin, Report, Run, Settings, Stage, Wrapper, hookimpl
 
 from .moving import state_away
 from .turns import Turns
@@ -31,6 +31,7 @@ class CpuOffload(Plugin[CpuOffloadSettings]):
     """Keep whole networks on the machine but for their own work, and make room on the device for validation."""
 
     stage = Stage.PLACE
+    levers = (Lever({"plugins.cpu_offload.enabled": True}, "networks are copied in and out around caching and validation", 0.04),)
     conflicts = MappingProxyType({"group_offload": "each decides where the weights of the model lie; keep it where a step does not fit"})
 
     def __init__(self, name: str, settings: CpuOffloadSettings) -> None:
@@ -93,13 +94,13 @@ class CpuOffload(Plugin[CpuOffloadSettings]):
 
     @contextmanager
     def _making_room(self, run: Run) -> Iterator[None]:
-        if not run.previews:
+        if not run.previews and not run.is_rehearsal:
             yield
             return
         turns = self.turns(run)
         with ExitStack() as stack:
             if self.settings.optimizer:
-                stack.enter_context(state_away(run.engine.optimizer_states, run.device))
+                stack.enter_context(state_away(run.engine.optimizer_states, run))
             if self.settings.denoiser:
                 stack.enter_context(turns.joined(run.model.denoiser))
             else:
@@ -114,7 +115,7 @@ class CpuOffload(Plugin[CpuOffloadSettings]):
     def turns(self, run: Run) -> Turns:
         """The networks that take turns on the run's device."""
         if self._turns is None:
-            self._turns = Turns(run.device)
+            self._turns = Turns(run)
         return self._turns
 
 

@@ -13,7 +13,7 @@ from accelerate.hooks import ModelHook
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from tunesmith import RunFailed
+from tunesmith import Run, RunFailed
 
 from .moving import bring, send
 
@@ -27,8 +27,9 @@ class Turns(ModelHook):  # type: ignore[misc]
     loaded them lets go of them.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.execution_device = device
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.execution_device = run.device
         self._who: Callable[[], nn.Module | None] = _nobody
         self._is_whole = False
 
@@ -39,7 +40,7 @@ class Turns(ModelHook):  # type: ignore[misc]
 
     def join(self, network: nn.Module) -> None:
         """Let a network lie on the machine and take its turns from now on."""
-        send(network, self.execution_device)
+        send(network, self.run)
         self._listen(network)
 
     @contextmanager
@@ -72,7 +73,7 @@ class Turns(ModelHook):  # type: ignore[misc]
             self.rest()
         if not self._is_whole:
             self._who = ref(network)
-            bring(network, self.execution_device)
+            bring(network, self.run)
             self._is_whole = True
 
     def rest(self) -> None:
@@ -80,7 +81,7 @@ class Turns(ModelHook):  # type: ignore[misc]
         network, self._is_whole = self._who(), False
         if network is not None:
             torch.clear_autocast_cache()  # which holds its weights in another precision
-            send(network, self.execution_device)
+            send(network, self.run)
         self._who = _nobody
 
     def _listen(self, network: nn.Module) -> list[RemovableHandle]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from tunesmith import Config, Family, InputError, Model, Part, PipelinePlugin, Plugin, Run, Settings, Stage, Wrapper, hookimpl
+from tunesmith import Config, Family, InputError, Lever, Model, Part, PipelinePlugin, Plugin, Run, Settings, Stage, Wrapper, hookimpl
 
 from .portions import compute_in_portions, feed_forwards
 
@@ -30,6 +30,7 @@ class ChunkedFeedForward(Plugin[ChunkedFeedForwardSettings]):
     """Compute every feed-forward of the trunk a portion of the tokens at a time, and for backward once more."""
 
     stage = Stage.ROUTE  # around what converts and adapts the layers within
+    levers = (Lever({"plugins.chunked_feed_forward.chunks": 2}, "feed-forwards are computed once more", 0.15),)
 
     def check(self, config: Config, family: Family) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """A feed-forward that cannot be computed so, where the model's outline tells; otherwise it is refused when it is loaded."""

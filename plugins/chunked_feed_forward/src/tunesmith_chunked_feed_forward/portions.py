@@ -50,8 +50,16 @@ def in_portions(forward: Callable[[Tensor], Tensor], chunks: int, tokens: Tensor
     """
     portions = tokens.chunk(chunks, dim=-2)
     if torch.is_grad_enabled():
-        return torch.cat([checkpoint(forward, portion, use_reentrant=False) for portion in portions], dim=-2)
+        return torch.cat([checkpoint(partial(_of_one_layout, forward), portion, use_reentrant=False) for portion in portions], dim=-2)
     return torch.cat([forward(portion) for portion in portions], dim=-2)
+
+
+def _of_one_layout(forward: Callable[[Tensor], Tensor], portion: Tensor) -> Tensor:
+    """What `forward` makes of a portion, which may come back from where activations are kept without the gaps between its rows.
+
+    A layer keeps other tensors for another layout, and recomputing must meet those of the first time.
+    """
+    return forward(portion.contiguous())
 
 
 @cache

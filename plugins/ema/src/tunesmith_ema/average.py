@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -10,10 +10,11 @@ from torch import Tensor
 
 
 class Average:
-    """An exponential moving average of named weights, in fp32 on one device."""
+    """An exponential moving average of named weights, in fp32; `put` moves a tensor to where it lies."""
 
-    def __init__(self, weights: Mapping[str, Tensor], device: torch.device) -> None:
-        self.values = {name: weight.detach().to(device, torch.float32, copy=True) for name, weight in weights.items()}
+    def __init__(self, weights: Mapping[str, Tensor], put: Callable[[Tensor], Tensor]) -> None:
+        self._put = put
+        self.values = {name: put(weight.detach().to(torch.float32, copy=True)) for name, weight in weights.items()}
 
     @torch.no_grad()
     def follow(self, weights: Mapping[str, Tensor], decay: float) -> None:
@@ -25,7 +26,7 @@ class Average:
     @contextmanager
     def in_place_of(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         """The weights have the values of the average within the context, and exactly their own again after it."""
-        kept = {name: weight.detach().to(self.values[name].device, copy=True) for name, weight in weights.items()}
+        kept = {name: self._put(weight.detach().clone()) for name, weight in weights.items()}
         _copy(self.values, weights)
         try:
             yield

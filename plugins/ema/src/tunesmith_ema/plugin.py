@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from torch import nn
 
@@ -55,7 +54,7 @@ class Ema(Plugin[EmaSettings]):
         """Begin with the weights as they were loaded."""
         model = yield
         if part is Part.DENOISER:
-            self._average = Average(trained(model), torch.device("cpu") if self.settings.device == "cpu" else run.device)
+            self._average = Average(trained(model), run.host_copy if self.settings.device == "cpu" else run.device_copy)
         return model
 
     @hookimpl

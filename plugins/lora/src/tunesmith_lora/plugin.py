@@ -16,7 +16,22 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from tunesmith import Config, Family, InputError, InputPath, Model, Part, Plugin, Run, Settings, Stage, Wrapper, hookimpl
+from tunesmith import (
+    LAST_RESORT,
+    Config,
+    Family,
+    InputError,
+    InputPath,
+    Lever,
+    Model,
+    Part,
+    Plugin,
+    Run,
+    Settings,
+    Stage,
+    Wrapper,
+    hookimpl,
+)
 
 from .files import LoraFile, read_lora, write_lora
 from .targets import is_pattern, target_modules
@@ -56,6 +71,7 @@ class Lora(Plugin[LoraSettings]):
     """Train low-rank adapters and leave the denoiser itself as it is (LoRA, 2106.09685)."""
 
     stage = Stage.ADAPT
+    levers = (Lever({"plugins.lora.rank": 16}, "something else is learnt: an adapter beside the model, whose weights stay", LAST_RESORT),)
 
     def check(self, config: Config, family: Family) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """A file to start from that cannot be read or was trained at another scale, and targets that the model lacks."""

@@ -67,6 +67,28 @@ class Format(ABC):
         return None
 
 
+class Outline(Format):
+    """Another format in a rehearsal: as many bytes, and no library at work on what has no values."""
+
+    install = ""
+
+    def __init__(self, format: Format) -> None:
+        super().__init__(format.name)
+        self.format = format
+
+    def pack(self, matrix: Tensor) -> Packed:
+        """So many bytes."""
+        return Packed(matrix.new_empty(self.num_bytes(*matrix.shape, matrix.dtype), dtype=torch.int8), layout=tuple(matrix.shape))
+
+    def unpack(self, packed: Packed, dtype: torch.dtype) -> Tensor:
+        """A matrix of that shape."""
+        return packed.data.new_empty(packed.layout, dtype=dtype)
+
+    def num_bytes(self, rows: int, columns: int, dtype: torch.dtype) -> int:
+        """Those of the format."""
+        return self.format.num_bytes(rows, columns, dtype)
+
+
 class Blockwise(Format):
     """bitsandbytes in four bits: blocks of 64 values share their largest size (2305.14314).
 

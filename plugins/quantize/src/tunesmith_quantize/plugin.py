@@ -30,7 +30,7 @@ from tunesmith import (
     hookimpl,
 )
 
-from .formats import Format, FormatName, make_format, usable
+from .formats import Format, FormatName, Outline, make_format, usable
 from .selection import layers_of_encoder, layers_of_trunk, num_bytes, quantize_layers, size_text, tally, unmatched
 
 RECIPE = "1"
@@ -160,6 +160,9 @@ class Quantize(Plugin[QuantizeSettings]):
     def _pack(self, run: Run, what: str, network: nn.Module, layers: dict[str, nn.Linear | nn.Conv2d], format: Format) -> None:
         if not layers:
             raise InputError(f"{self.name}: of {what}, {NOTHING}")
+        if run.is_rehearsal:
+            quantize_layers(network, layers, Outline(format), run.device)
+            return
         before, started = num_bytes(network), time.perf_counter()
         quantize_layers(network, layers, format, run.device if self.settings.on == "device" else torch.device("cpu"))
         run.progress.message(

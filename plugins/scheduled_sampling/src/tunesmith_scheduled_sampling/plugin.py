@@ -70,6 +70,8 @@ class ScheduledSampling(Plugin[ScheduledSamplingSettings]):
         """The path of each sample, or none at all where the micro-batch is not drawn."""
         if step.mode != "train":
             return []
+        if run.is_rehearsal:
+            return self._longest(run, step)
         generator = run.numpy_generator(self.name, step.position)
         is_drawn = generator.random() < self.settings.probability_at(step.index)
         steps = int(generator.choice(self.settings.max_steps + 1, p=self.settings.chances)) if is_drawn else 0
@@ -83,6 +85,13 @@ class ScheduledSampling(Plugin[ScheduledSamplingSettings]):
         step.metrics[f"{self.name}_steps"] = sum(made) / len(made)
         return ways
 
+    def _longest(self, run: Run, step: Step) -> list[Path]:
+        """The paths that take the most memory, where any are ever drawn."""
+        ramp, count = self.settings.ramp, len(step.batch)
+        if not (self.settings.probability if ramp is None else max(ramp.start, ramp.end)):
+            return []
+        return paths([0.5] * count, [self.settings.max_steps] * count, self._shift(run, step), self._sampling_steps(run.family))
+
     def _roll_out(self, run: Run, step: Step, ways: list[Path]) -> None:
         """Change the noisy latents and the target; sigma and noise stay."""
         settings, sigma, latents = self.settings, step.sigma, step.batch.tensor(LATENTS).float()
@@ -91,9 +100,12 @@ class ScheduledSampling(Plugin[ScheduledSamplingSettings]):
         with run.model.evaluating():
             if compares:
                 own["clean"] = run.model.predict(step.noisy, sigma, step.batch).float()
-            step.noisy = rolled_out(
-                lambda noisy, level: run.model.predict(noisy, level, step.batch), latents, step.noise, step.noisy, sigma, ways, solver
-            )
+            if run.is_rehearsal:  # a solver's numbers are not there, and take nothing
+                step.noisy = step.noisy + run.model.predict(step.noisy, sigma, step.batch)
+            else:
+                step.noisy = rolled_out(
+                    lambda noisy, level: run.model.predict(noisy, level, step.batch), latents, step.noise, step.noisy, sigma, ways, solver
+                )
             if compares:
                 own["biased"] = run.model.predict(step.noisy, sigma, step.batch).float()
         if settings.target == "corrected":  # (x_t - x0) / sigma, but no pull is stronger than the one from the last step of sampling

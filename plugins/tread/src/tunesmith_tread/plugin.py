@@ -101,4 +101,5 @@ class Tread(Plugin[TreadSettings]):
         score = (drawn.pin_memory() if hidden.is_cuda else drawn).to(hidden.device, non_blocking=True)
         if self.settings.importance:
             score = torch.lerp(score, importance(hidden[:, :tokens]), self.settings.importance)
-        return choose(score, route.ratio, step.keep)
+        forced = None if run.is_rehearsal else step.keep  # how many there are is not known without values
+        return choose(score, route.ratio, forced)
