@@ -64,10 +64,7 @@ class Group:
         self.homes = [tensor.data for tensor in self.tensors]
         for number in self.gradients:
             self.gradients[number], self.tensors[number].grad = self.tensors[number].grad, None
-        with torch.cuda.stream(stream):
-            self._settle([self.visiting(home) for home in self.homes])
-        if stream is not None:
-            self.arrived = stream.record_event()
+        self._settle([self.visiting(home) for home in self.homes] if stream is None else self._arriving(stream))
         self.is_here = True
 
     def visiting(self, home: Tensor) -> Tensor:
@@ -75,24 +72,38 @@ class Group:
         return self.run.device_copy(home)
 
     def wait(self) -> None:
-        """Let the work from here on begin when the weights have arrived, and keep their memory until it is done."""
+        """Let the work from here on begin when the weights have arrived."""
         if self.arrived is None:
             return
-        now = torch.cuda.current_stream(self.device)
-        now.wait_event(self.arrived)
-        for tensor in self.tensors:
-            tensor.data.record_stream(now)
+        torch.cuda.current_stream(self.device).wait_event(self.arrived)
         self.arrived = None
 
     def unload(self) -> None:
         """Let go of the copies on the device; what is trained has its gradients again."""
         if not self.is_here:
             return
+        if self.arrived is not None:
+            self.wait()  # they were not used, but what takes their memory next must come behind their arrival
         self._settle(self.homes)
         self.homes = []
         for number, gradient in self.gradients.items():
             self.tensors[number].grad, self.gradients[number] = gradient, None
         self.is_here = False
+
+    def _arriving(self, stream: torch.cuda.Stream) -> list[Tensor]:
+        """Copies that arrive on a stream beside the work, once all is done that is queued by now.
+
+        Their memory belongs to the work, whose next tensors may take it as soon as they are let go. Memory of the other stream would
+        be free only when the device is through with the block, and the processor, which is blocks ahead, would take more for each.
+        """
+        now = torch.cuda.current_stream(self.device)
+        copies = [torch.empty_like(home, device=self.device) for home in self.homes]
+        stream.wait_stream(now)
+        with torch.cuda.stream(stream):
+            for copy, home in zip(copies, self.homes, strict=True):
+                copy.copy_(home, non_blocking=True)
+        self.arrived = stream.record_event()
+        return copies
 
     def _bring_home(self, number: int, parameter: Tensor) -> None:
         """Add a gradient that was just computed to what is at home."""
