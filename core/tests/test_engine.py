@@ -62,6 +62,38 @@ def test_an_optimizer_that_fails_over_an_argument_is_told_without_a_traceback():
         make_optimizer(a_layer().parameters(), OptimizerTable(type=f"{__name__}.Picky", betas=[0.9]))
 
 
+class Choosing(torch.optim.SGD):
+    """Chooses for itself what is not said, and keeps that in its groups."""
+
+    def __init__(self, params, lr=1e-3, momentum=0.0, rule=None):
+        super().__init__(params, lr, momentum)
+        for group in self.param_groups:
+            group["rule"] = rule
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["rule"] = group["rule"] or "chosen"
+        return super().step(closure)
+
+
+@pytest.mark.parametrize(("kind", "argument", "was", "default"), [("adamw", "weight_decay", 0.5, 1e-2), ("sgd", "nesterov", True, False)])
+def test_an_argument_that_is_taken_out_is_the_default_after_a_resume(kind, argument, was, default):
+    common = {"type": kind, "momentum": 0.9} if kind == "sgd" else {"type": kind}
+    before, now = engine_for(a_layer(), **common, **{argument: was}), engine_for(a_layer(), **common)
+    now.load_optimizer(before.optimizer.state_dict(), OptimizerTable.model_validate(common))
+    assert before.optimizer.param_groups[0][argument] == was
+    assert now.optimizer.param_groups[0][argument] == default
+
+
+def test_what_an_optimizer_has_chosen_for_itself_stays_after_a_resume():
+    common = {"type": f"{__name__}.Choosing"}
+    before, now = engine_for(a_layer(), **common, momentum=0.9), engine_for(a_layer(), **common)
+    before.update()
+    now.load_optimizer(before.optimizer.state_dict(), OptimizerTable.model_validate(common))
+    group = now.optimizer.param_groups[0]
+    assert (group["rule"], group["momentum"]) == ("chosen", 0.0)
+
+
 def test_clipping_by_norm_scales_and_reports_the_norm_before():
     layer = a_layer()
     engine = engine_for(layer, clip_norm=0.5)

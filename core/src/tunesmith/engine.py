@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from inspect import signature
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -112,9 +113,15 @@ class Engine:
         return self.accelerator.scaler
 
     def load_optimizer(self, state: dict[str, Any], table: OptimizerTable) -> None:
-        """Take up an optimizer's state, with the learning rates and arguments that the config has now."""
-        wanted = ("initial_lr", *table.arguments)
-        made = [{key: group[key] for key in wanted if key in group} for group in self.optimizer.param_groups]
+        """Take up an optimizer's state, with the learning rates and arguments that the config has now, left out ones too.
+
+        An argument that is left out and None by default stays as it was: optimizers put there what they have chosen.
+        """
+        written, taken = {"initial_lr", *table.arguments}, signature(optimizer_class(table.type)).parameters.keys() - {"params", "lr"}
+        made = [
+            {key: value for key, value in group.items() if key in written or (key in taken and value is not None)}
+            for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(state)
         for group, settings in zip(self.optimizer.param_groups, made, strict=True):
             group.update(settings)
