@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tunesmith import Model, TrunkModule
-from tunesmith.activations import checkpoint_blocks
+from tunesmith import Model, Run, TrunkModule
+from tunesmith.activations import checkpoint_blocks, saved_tensors
 
 
 class Counted(nn.Module):
@@ -73,3 +74,31 @@ def test_every_so_many_th_block_is_computed_again_and_gradients_stay(every: int,
     found, again = gradients(every)
     assert found == calls
     assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
+
+
+def test_what_moves_off_the_device_are_activations_and_no_weights() -> None:
+    """A frozen layer and trained ones; of a trained weight that is seen without its gradient a copy is kept as it was."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3))
+    model[0].requires_grad_(False)
+    last, states = cast(nn.Linear, model[2]), torch.randn(2, 4, requires_grad=True)
+    moved: list[Tensor] = []
+
+    def away(tensor: Tensor) -> Tensor:
+        moved.append(tensor)
+        return tensor.clone()
+
+    def loss() -> Tensor:
+        hidden: Tensor = model(states)
+        return (hidden * last.weight.detach().mean(1)).square().sum() + (states[:, :3] * last.weight.detach()[:, 3]).sum()
+
+    settings = SimpleNamespace(run=SimpleNamespace(activations="cpu"))
+    run = SimpleNamespace(config=settings, is_rehearsal=True, host_copy=away, device_copy=torch.clone)
+    with saved_tensors(cast(Run, run)):
+        total = loss()
+    assert {(2, 5), (3,)} <= {tuple(tensor.shape) for tensor in moved}
+    weights = {weight.data_ptr() for weight in model.parameters()}
+    assert all(not tensor.requires_grad for tensor in moved if tensor.untyped_storage().data_ptr() in weights)
+    assert not {(5, 4), (4, 5), (5, 3), (3, 5), (5,)} & {tuple(tensor.shape) for tensor in moved}
+    trained = [states, *model[1].parameters(), *last.parameters()]
+    assert all(map(torch.equal, torch.autograd.grad(total, trained), torch.autograd.grad(loss(), trained)))
