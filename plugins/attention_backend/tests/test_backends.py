@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from safetensors.torch import load_file
 
 from tests.runs.conftest import shades, short_run, start_run
 from tests.runs.filming import twin_of
 from tunesmith.config import ConfigErrors
-from tunesmith_attention_backend.plugin import KERNELS, WITHOUT_MASKS, refusal
+from tunesmith_attention_backend.plugin import KERNELS, WITHOUT_BACKWARD, WITHOUT_MASKS, refusal
 
 __all__ = ["shades", "twin_of"]
 
@@ -123,6 +124,20 @@ def test_every_kernel_of_diffusers_gets_an_answer_on_a_cpu() -> None:
 def test_a_family_that_would_ignore_it_refuses(train: Runner, twin_of: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigErrors, match=r"sana computes attention by itself and would ignore every kernel"):
         train("ignored", TABLE, "model.family='sana'", f"model.path={str(twin_of('sana'))!r}", "validation.num_frames=1")
+
+
+def test_kernels_that_diffusers_wraps_in_an_operator_without_a_gradient_are_refused_for_training() -> None:
+    """Of its operators none has a formula for backward."""
+    source = inspect.getsource(attention_dispatch)
+    wrapped = [part.partition("def ")[2].partition("(")[0] for part in source.split("@_custom_op(")[1:]]
+    assert wrapped
+    assert "register_autograd" not in source
+    kernels = {AttentionBackendName(name).value: inspect.getsource(kernel) for name, kernel in _AttentionBackendRegistry._backends.items()}
+    without = {name for name, text in kernels.items() if any(f"{operator}(" in text for operator in wrapped)}
+    assert without
+    assert without <= WITHOUT_BACKWARD
+    assert "it computes no gradient" in str(refusal("_flash_3", "cuda", trains=True, masks=False))
+    assert "no gradient" not in str(refusal("_flash_3_hub", "cuda", trains=True, masks=False))
 
 
 def test_kernels_without_masks_are_those_that_diffusers_lets_fail(train: Runner) -> None:

@@ -17,8 +17,8 @@ from tunesmith import Config, Family, Model, Part, Plugin, Run, Settings, Stage,
 NATIVE = "native"
 KERNELS = tuple(kernel.value for kernel in AttentionBackendName)
 """The names that diffusers knows."""
-WITHOUT_BACKWARD = ("sage", "_sage")
-"""How the names of kernels begin that compute in eight bits and have no gradient."""
+WITHOUT_BACKWARD = frozenset(["_flash_3", *(kernel for kernel in KERNELS if kernel.startswith(("sage", "_sage")))])
+"""Those that have no gradient: diffusers wraps `_flash_3` in an operator without one, and the others compute in eight bits."""
 WITHOUT_MASKS = frozenset(
     ["flash", "flash_hub", "flash_4_hub", "_flash_3", "_flash_3_hub", "aiter_fa2_hub", "_native_flash", "_native_xla", "sage", "sage_hub"]
 ) | {"sage_blackwell_hub", *(kernel for kernel in KERNELS if kernel.startswith("_sage"))}
@@ -82,7 +82,7 @@ def refusal(kernel: str, device: str, *, trains: bool, masks: bool) -> str | Non
     """Why a kernel cannot be used, or None."""
     if kernel not in KERNELS:
         return f"there is no such kernel; diffusers has {', '.join(KERNELS)}"
-    if trains and kernel.startswith(WITHOUT_BACKWARD):
+    if trains and kernel in WITHOUT_BACKWARD:
         return "it computes no gradient; use it for validation, and native or flash for training"
     if masks and kernel in WITHOUT_MASKS:
         return "it takes no mask, and the family's attention has one: that of the prompt; native takes masks, and so do the varlen kernels"
