@@ -27,8 +27,8 @@ class Average:
     def in_place_of(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         """The weights have the values of the average within the context, and exactly their own again after it."""
         kept = {name: self._put(weight.detach().clone()) for name, weight in weights.items()}
-        _copy(self.values, weights)
         try:
+            _copy(self.values, weights)
             yield
         finally:
             _copy(kept, weights)
