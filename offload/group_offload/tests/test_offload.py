@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.runs.conftest import Result
 from tunesmith.config import ConfigErrors
@@ -44,6 +44,17 @@ def test_layers_that_come_and_go_give_the_same_run_and_the_same_samples(train: R
     assert same(adapter(expected), adapter(found))
     assert expected.pictures(3) == found.pictures(3)
     assert len(found.pictures(3)) == 1
+
+
+def test_a_layer_that_holds_its_adapter_comes_and_goes_too(train: Runner, plain: Runner, forgetful: Device) -> None:
+    """LyCORIS' adapters are parts of their layers, which are all linear layers of attention here."""
+    lycoris = "[plugins.lycoris]\nrank = 2\n"
+    offloaded = train(f"{lycoris}[plugins.group_offload]\nlevel = 'leaf'")
+    assert same(adapter(plain(lycoris)), adapter(offloaded))
+    away = {id(tensor) for group in forgetful.schedule.groups for tensor in group.tensors}
+    layers = [layer for stretch in forgetful.schedule.stretches for layer in stretch.within.modules() if isinstance(layer, nn.Linear)]
+    assert layers
+    assert all(id(layer.weight) in away for layer in layers if not layer.weight.requires_grad)
 
 
 def test_weights_in_files_give_the_same_run_and_leave_no_file(train: Runner, plain: Runner, tmp_path: Path) -> None:

@@ -244,10 +244,18 @@ def unknown(names: Sequence[str], known: Collection[str], family: str) -> Iterat
             yield f"encoders: {family} has no {name!r}; {guess} has {', '.join(known)}"
 
 
+def is_layer(module: nn.Module, trains: bool) -> bool:
+    """Whether a module holds no others, but perhaps an adapter: frozen weights of its own and below it trained ones alone."""
+    below = [weight for child in module.children() for weight in child.parameters()]
+    own = [*module.parameters(recurse=False)]
+    adapted = not trains and bool(own) and not any(weight.requires_grad for weight in own) and all(one.requires_grad for one in below)
+    return adapted or not any(module.children())
+
+
 def stretches_of(trunk: Sequence[TrunkModule], settings: GroupOffloadSettings, trains: bool) -> list[Stretch]:
     """What comes and goes together, in the order in which it runs; what lies between two blocks goes with the first of them."""
     if settings.level == "leaf":
-        inner = ((module, entry.module) for entry in trunk for module in entry.module.modules() if not any(module.children()))
+        inner = ((module, entry.module) for entry in trunk for module in entry.module.modules() if is_layer(module, trains))
         return [Stretch([one], within) for one, within in inner if any(trains or not weight.requires_grad for weight in one.parameters())]
     portions: list[list[nn.Module]] = []
     blocks = 0
