@@ -9,9 +9,10 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from tunesmith import Model, Run, TrunkModule
+from tunesmith import Model, Run, TrunkModule, activations
 from tunesmith.activations import checkpoint_blocks, saved_tensors
 
 
@@ -102,3 +103,19 @@ def test_what_moves_off_the_device_are_activations_and_no_weights() -> None:
     assert not {(5, 4), (4, 5), (5, 3), (3, 5), (5,)} & {tuple(tensor.shape) for tensor in moved}
     trained = [states, *model[1].parameters(), *last.parameters()]
     assert all(map(torch.equal, torch.autograd.grad(total, trained), torch.autograd.grad(loss(), trained)))
+
+
+@pytest.mark.parametrize(("device", "where", "moves"), [("cuda", "cpu", True), ("cuda", "device", False), ("cpu", "cpu", False)])
+def test_of_a_device_they_move_into_pinned_memory(monkeypatch: pytest.MonkeyPatch, device: str, where: str, moves: bool) -> None:
+    told: list[dict[str, bool]] = []
+
+    def save_on_cpu(**given: bool) -> saved_tensors_hooks:
+        told.append(given)
+        return saved_tensors_hooks(torch.clone, torch.clone)
+
+    monkeypatch.setattr(activations, "save_on_cpu", save_on_cpu)
+    config = SimpleNamespace(run=SimpleNamespace(activations=where))
+    with saved_tensors(cast(Run, SimpleNamespace(config=config, is_rehearsal=False, device=torch.device(device)))):
+        total = torch.ones(3, requires_grad=True).exp().sum()
+    total.backward()
+    assert told == [{"pin_memory": True}] * moves

@@ -129,7 +129,7 @@ def test_the_update_is_a_bare_torch_update_at_the_scaled_rate():
 def test_with_a_scaler_a_gradient_that_is_not_finite_skips_the_update():
     layer = a_layer()
     engine = engine_for(layer, lr=0.5, type="sgd")
-    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=1)
     engine.accelerator.scaler = scaler
     engine._wrapped = AcceleratedOptimizer(engine.optimizer, device_placement=False, scaler=scaler)
     before = layer.weight.clone()
@@ -140,8 +140,20 @@ def test_with_a_scaler_a_gradient_that_is_not_finite_skips_the_update():
     assert scaler.get_scale() == 8.0
     engine.backward(layer(torch.ones(1, 3)).sum())
     engine.update()
+    assert scaler.get_scale() == 16.0
     assert not engine.update_was_skipped
     torch.testing.assert_close(layer.weight, before - 0.5)
+
+
+def test_with_a_scaler_gradients_are_clipped_at_their_own_size():
+    layer = a_layer()
+    engine = engine_for(layer, type="sgd")
+    scaler = engine.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    engine._wrapped = AcceleratedOptimizer(engine.optimizer, device_placement=False, scaler=scaler)
+    engine.accelerator._optimizers = [engine._wrapped]
+    engine.accelerator.native_amp, engine.accelerator.state._mixed_precision = True, "fp16"
+    engine.backward(layer(torch.ones(1, 3)).sum())
+    assert engine.clip(OptimizerTable(clip_norm=100.0)).item() == pytest.approx(math.sqrt(8))
 
 
 def test_fp16_without_a_gpu_is_refused_with_a_way_on():

@@ -113,6 +113,16 @@ def test_elements_are_clipped_one_gradient_after_the_other_and_the_norm_is_that_
     assert all(map(torch.equal, plain, weights))
 
 
+def test_the_norm_is_of_the_gradients_of_one_backward() -> None:
+    """A weight that had a gradient before and has none now does not count."""
+    table = table_of("sgd", fused=True)
+    network, engine = engine_for(table)
+    engine.backward(next(network.layers.parameters()).sum() + network.unused.sum())
+    assert engine.clip(table).item() == pytest.approx((2 * 64 * 64) ** 0.5)
+    engine.backward(network.unused.sum())
+    assert engine.clip(table).item() == pytest.approx(64)
+
+
 def test_what_needs_all_gradients_at_once_is_refused() -> None:
     with pytest.raises(ValueError, match="add clip_norm = false, or a clip_value"):
         OptimizerTable.model_validate({"fused_backward_pass": True})

@@ -63,10 +63,11 @@ def test_in_a_rehearsal_what_is_away_takes_nothing_and_comes_back_in_full() -> N
 
 
 def test_in_a_rehearsal_the_state_of_an_optimizer_takes_nothing_while_it_is_away() -> None:
-    state: dict[Any, Any] = {0: {"moment": torch.zeros(64, 64)}}
+    state: dict[Any, Any] = {0: {"moment": torch.zeros(64, 64), "factors": [torch.zeros(64)]}}
     with state_away([state], run_on(CPU, is_rehearsal=True)):
         assert state[0]["moment"].shape == (64, 64)
-        assert state[0]["moment"].untyped_storage().nbytes() == 4
+        assert state[0]["moment"].untyped_storage().nbytes() == state[0]["factors"][0].untyped_storage().nbytes() == 4
+    assert state[0]["factors"][0].untyped_storage().nbytes() == 4 * 64
     assert state[0]["moment"].untyped_storage().nbytes() == 4 * 64 * 64
 
 

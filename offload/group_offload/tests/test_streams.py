@@ -153,3 +153,17 @@ def test_what_is_trained_may_change_at_home_when_nothing_reads_there_any_more(mo
     group = Group([nn.Parameter(torch.ones(2), requires_grad=trains)], run_on("cuda"), trains)
     Schedule(nn.Identity(), [], [group], None).rest()
     assert waited == [torch.device("cuda")] * trains
+
+
+def test_homes_in_pinned_memory_hold_what_the_weights_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[Tensor] = []
+
+    def pin(tensor: Tensor) -> Tensor:
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    weights = [torch.arange(3.0), torch.arange(4, dtype=torch.int8)]
+    Group(weights, run_on("cuda")).pin()
+    assert [weight.data_ptr() for weight in weights] == [home.data_ptr() for home in pinned]
+    assert [weight.tolist() for weight in weights] == [[0, 1, 2], [0, 1, 2, 3]]
