@@ -1,6 +1,7 @@
 """Writes docs/config.md, the reference of all settings, from the types that check them, and docs/combinations.md: python docs/generate.py.
 
-Run it from an environment in which the plugins of this repository are installed; a test compares the pages with the code.
+With `fits`, and families if not all are meant, it writes docs/fits.md instead, which takes minutes for each family. Run it from an
+environment in which the plugins of this repository are installed; a test compares the pages with the code.
 """
 
 from __future__ import annotations
@@ -134,7 +135,13 @@ def default(field: FieldInfo) -> str:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(PAGE.parent.parent))
-    from docs import combinations
+    from docs import combinations, fits
 
-    PAGE.write_text(page(), encoding="utf-8")
-    combinations.PAGE.write_text(combinations.page(official()), encoding="utf-8")
+    match sys.argv[1:]:
+        case []:
+            PAGE.write_text(page(), encoding="utf-8")
+            combinations.PAGE.write_text(combinations.page(official()), encoding="utf-8")
+        case ["fits", *families]:
+            fits.PAGE.write_text(fits.page(families, fits.PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        case _:
+            sys.exit("usage: python docs/generate.py [fits [FAMILY ...]]")

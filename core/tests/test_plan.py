@@ -315,7 +315,7 @@ def test_the_keys_of_the_json_stay(tmp_path):
     answer = json.loads(json.dumps(plan_of(dataset("clips", 'kind = "clips"'), run="batch_size = 1", model="clips = true").as_json()))
     assert " ".join(answer) == (
         "ready run family plugins problems datasets processes gradient_accumulation batches_per_epoch steps_per_epoch steps epochs "
-        "sigma_shift cache cache_bytes validation_samples validation memory trains_base notes duplicates sheet"
+        "sigma_shift cache cache_bytes validation_samples validation memory trains_base notes duplicates sheet savings"
     )
     [facts] = answer["datasets"]
     assert " ".join(facts) == (
@@ -325,7 +325,8 @@ def test_the_keys_of_the_json_stay(tmp_path):
     assert " ".join(facts["buckets"][0]) == "width height frames seconds samples batches left_over cache_bytes"
     assert " ".join(facts["retiming"][0]) == "source_fps trained_fps frames seconds samples shortest longest"
     assert " ".join(facts["captions"]) == "limit distinct counted too_long longest examples"
-    assert " ".join(answer["memory"]) == "parameters weights gradients optimizer"
+    assert " ".join(answer["memory"]) == "parameters size batch_size phases peak reason"
+    assert answer["savings"] is None
 
 
 def test_what_validation_makes_is_told(tmp_path):

@@ -46,8 +46,8 @@ class Core(Plugin[CoreSettings]):
         if int(config.run.gradient_checkpointing) > family.num_blocks:
             yield (
                 ("run", "gradient_checkpointing"),
-                f"gradient_checkpointing = {config.run.gradient_checkpointing}: {family.name} has {family.num_blocks} blocks, of which only "
-                "the first would be computed again; use 2 for every second one, or true for all",
+                f"gradient_checkpointing = {config.run.gradient_checkpointing}: {family.name} has {family.num_blocks} blocks, of which "
+                "only the first would be computed again; use 2 for every second one, or true for all",
             )
         if config.optimizer.fused_backward_pass and config.run.gradient_accumulation > 1:
             yield (

@@ -27,12 +27,13 @@ from .data.sheet import check_place, draw_sheet
 from .engine import choose_device, require_one_process, require_precision
 from .errors import InputError
 from .family import Family
-from .forecast import Memory, memory
 from .hooks import HookCaller
 from .noise import SigmaSampler
+from .outlook import Largest, MemoryFacts, facts_of, foretell, largest_samples
 from .plugin import Stage
 from .previews import count_previews
-from .session import FILE_HASHES, assemble, remarks, survey_data, total_steps
+from .savings import Savings, Tell, savings
+from .session import FILE_HASHES, Assembly, assemble, remarks, survey_data, total_steps
 from .validation import sizes
 
 
@@ -52,7 +53,8 @@ class Plan:
 
     The run can start if there are no `problems`. `epochs` is None where there are no batches. `cache_bytes` are those of
     all latents, None where nothing is cached; what captions and other fields take is not known before they are encoded.
-    `sheet` is the file of the contact sheet, if one was asked for and there was something to draw.
+    `memory` is what the device is to hold, in bytes; `savings` are there if it was asked what would fit. `sheet` is the file of
+    the contact sheet, if one was asked for and there was something to draw.
     """
 
     run: str
@@ -71,11 +73,12 @@ class Plan:
     cache_bytes: int | None
     validation_samples: int
     validation: PreviewFacts
-    memory: Memory
+    memory: MemoryFacts
     trains_base: bool
     notes: list[str]
     duplicates: list[Duplicates]
     sheet: str | None = None
+    savings: Savings | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values, and `ready`, which says whether the run can start."""
@@ -88,10 +91,11 @@ class Plan:
         return PlanScreen(self)
 
 
-def make_plan(config: Config, sheet: Path | None = None) -> Plan:
+def make_plan(config: Config, sheet: Path | None = None, vram: int | None = None, tell: Tell = lambda text: None) -> Plan:
     """Look at the data and the model's configuration, and draw a contact sheet where one is asked for.
 
-    InputError where there can be no plan; datasets that keep the run from starting are problems of the plan.
+    With the bytes of a device, `vram`, look for what would fit on it; `tell` is told what is being looked at. InputError where
+    there can be no plan; datasets that keep the run from starting are problems of the plan.
     """
     if sheet is not None:
         check_place(sheet, [Path(table.path) for table in config.datasets if table.path is not None])
@@ -121,6 +125,8 @@ def make_plan(config: Config, sheet: Path | None = None) -> Plan:
     if sheet is not None:
         drawn, told = draw_sheet(order, sheet) if trained else (None, ["no contact sheet is drawn: there is no whole batch of anything"])
         notes += told
+    unknown = "the run cannot start as it is" if problems else "it is made for one process alone" if processes > 1 else None
+    taken, saved = _memory(config, cast, largest_samples(family, surveyed, config), unknown, vram, tell)
     return Plan(
         run=config.run_name,
         family=family.name,
@@ -138,11 +144,12 @@ def make_plan(config: Config, sheet: Path | None = None) -> Plan:
         cache_bytes=sum(one.cache_bytes for one in facts) if config.run.cache else None,
         validation_samples=num_samples,
         validation=made,
-        memory=memory(family, config, trains_base=not adapts),
+        memory=taken,
         trains_base=not adapts,
         notes=notes,
         duplicates=_duplicates(config, datasets),
         sheet=drawn,
+        savings=saved,
     )
 
 
@@ -170,6 +177,20 @@ def shares(datasets: Sequence[Dataset], accumulation: int, steps: int) -> dict[s
         for lane, count in zip(segment.lanes, segment.counts.tolist(), strict=True):
             given[lane] += span * count / segment.round
     return {dataset.name: one / (steps * accumulation) for dataset, one in zip(datasets, given, strict=True)}
+
+
+def _memory(
+    config: Config, cast: Assembly, largest: Largest, unknown: str | None, vram: int | None, tell: Tell
+) -> tuple[MemoryFacts, Savings | None]:
+    """What the run takes of the device, and what would save some of that; neither is asked where there is a reason not to."""
+    parameters = sum(parameter.numel() for parameter in cast.family.on_meta().parameters())
+    batch_size = largest.batch_size(config)
+    if unknown is not None:
+        return MemoryFacts(parameters, largest.size, batch_size, [], None, unknown), None
+    tell("memory")
+    told = foretell(config, cast, largest)
+    facts = MemoryFacts(parameters, largest.size, batch_size, facts_of(told.phases), told.peak if told.phases else None, told.reason)
+    return facts, None if vram is None or not told.phases else savings(config, largest, told.phases, vram, tell)
 
 
 def _duplicates(config: Config, datasets: Sequence[Dataset]) -> list[Duplicates]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -15,33 +14,16 @@ from rich.text import Text
 from .data.duplicates import Duplicates
 from .data.funnel import EXAMPLES, SAMPLES, STATIONS, WORDS
 from .data.preflight import BucketFacts, CaptionFacts, DatasetFacts, Retiming
+from .savings_screen import savings_blocks
+from .screen_parts import Block, Grid, Line, size_text
 from .words import printable
 
 if TYPE_CHECKING:
+    from .outlook import MemoryFacts, PhaseFacts
     from .plan import Plan, PreviewFacts
 
 MOST_ROWS = 24
 """Rows of a table that are written out; the JSON has all."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table: column heads, rows, and of what there are more rows than `MOST_ROWS`."""
-
-    heads: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    what: str = "rows"
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line; `style` is rich's."""
-
-    text: str
-    style: str = ""
-
-
-Block: TypeAlias = Grid | Line
 
 
 class PlanScreen:
@@ -58,16 +40,6 @@ class PlanScreen:
                 yield Padding(_table(block), (0, 0, 0, 2), expand=False)
             else:
                 yield from (Text(line) for line in _aligned(block))
-
-
-def size_text(count: int | None) -> str:
-    """Bytes as a person reads them."""
-    if count is None:
-        return "unknown"
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if count >= size / 10:
-            return f"{count / size:.2f} {unit}"
-    return f"{count / 2**10:.1f} KiB"
 
 
 def _table(grid: Grid) -> Table:
@@ -122,11 +94,26 @@ def _costs(plan: Plan) -> Iterator[Block]:
         where = "memory" if plan.cache == "memory" else "the cache"
         cache = f"{where} takes {size_text(plan.cache_bytes)} before compression (captions, masks and what plugins add not counted)"
     yield Line(cache)
-    memory = plan.memory
-    yield Line(
-        f"memory of the model, {memory.parameters / 1e6:.1f} M parameters: weights {size_text(memory.weights)}, "
-        f"gradients {size_text(memory.gradients)}, optimizer {size_text(memory.optimizer)} (activations and adapters not counted)"
-    )
+    yield from _memory(plan.memory)
+    if plan.savings is not None:
+        yield from savings_blocks(plan.savings, plan.memory)
+
+
+def _memory(memory: MemoryFacts) -> Iterator[Block]:
+    """What each phase takes, or why that is not known."""
+    told = f"memory of a model of {memory.parameters / 1e6:.1f} M parameters"
+    if memory.reason is not None:
+        yield Line(f"{told}: no forecast, for {memory.reason}")
+        return
+    size = memory.size
+    frames = f", {size.frames} frames" if size.frames > 1 else ""
+    count = "one sample" if memory.batch_size == 1 else f"{memory.batch_size} samples"
+    yield Line(f"{told}, forecast for {count} of {size.width}x{size.height}{frames} at a time:")
+    yield Grid(("phase", "weights", "gradients", "optimizer", "activations", "peak"), [_phase(one) for one in memory.phases], "phases")
+
+
+def _phase(one: PhaseFacts) -> tuple[str, ...]:
+    return (one.name, *map(size_text, (one.weights, one.gradients, one.optimizer, one.activations, one.peak)))
 
 
 def _duplicates(found: Sequence[Duplicates]) -> Iterator[str]:

@@ -85,7 +85,7 @@ def test_weights_are_their_own_again_even_after_an_error() -> None:
 
 def test_weights_are_their_own_again_even_if_one_has_no_room_for_its_average() -> None:
     weights = {"first": torch.zeros(2), "second": torch.zeros(2)}
-    average = Average({"first": torch.ones(2), "second": torch.ones(3)}, torch.device("cpu"))
+    average = Average({"first": torch.ones(2), "second": torch.ones(3)}, Tensor.cpu)
     with pytest.raises(RuntimeError), average.in_place_of(weights):
         pytest.fail("the average cannot be in place")
     assert [weight.tolist() for weight in weights.values()] == [[0, 0], [0, 0]]

@@ -93,19 +93,25 @@ def plan(
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw samples of every bucket, as they are trained on, into this file.")
     ] = None,
+    vram: Annotated[
+        float | None,
+        typer.Option(metavar="GB", min=1, max=10**4, help="Tell what saves memory, and what makes the run fit."),
+    ] = None,
 ) -> None:
     """Look at config, data and model without loading weights, and tell what a run would do."""
     from ..config import load_config
 
     checked = load_config(config, overrides or ())
+    from rich.console import Console
+    from rich.markup import escape
+
     from ..plan import make_plan
 
-    made = make_plan(checked, sheet)
+    with Console(stderr=True, highlight=False).status("data and model") as status:  # it shows on a terminal alone
+        made = make_plan(checked, sheet, None if vram is None else round(vram * 2**30), lambda text: status.update(escape(text)))
     if as_json:
         print(json.dumps(made.as_json(), indent=2, default=str))
     if made.problems or not as_json:
-        from rich.console import Console
-
         stream = sys.stderr if made.problems else sys.stdout
         Console(file=stream, highlight=False, soft_wrap=not stream.isatty()).print(made.render())
     if made.problems:

@@ -1,0 +1,102 @@
+"""The forecast as a plan tells it: for the largest samples of a run, and with a reason where there is none."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from .config import Config
+from .config.datasets import SampleTable
+from .data.dataset import Dataset
+from .errors import TunesmithError
+from .family import Family
+from .forecast import Forecast, forecast
+from .rehearsal import Phase, Size
+from .session import Assembly
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The samples that take the most: their size, and the number of their dataset in the config; None where there are none yet."""
+
+    size: Size
+    dataset: int | None = None
+
+    def batch_size(self, config: Config) -> int:
+        """How many of them a micro-batch has."""
+        table = None if self.dataset is None else config.datasets[self.dataset]
+        return (table.batch_size if isinstance(table, SampleTable) else None) or config.run.batch_size
+
+
+@dataclass(frozen=True)
+class PhaseFacts:
+    """Bytes on the device in one phase of a run; `activations` come and go, the others are there throughout."""
+
+    name: str
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class MemoryFacts:
+    """What a run takes of the device's memory, in bytes, with batches of `batch_size` samples of this size.
+
+    `parameters` are those of the denoiser. Where it cannot be told there are no `phases`, `peak` is None, and `reason` says why.
+    """
+
+    parameters: int
+    size: Size
+    batch_size: int
+    phases: list[PhaseFacts]
+    peak: int | None
+    reason: str | None
+
+
+def largest_samples(family: Family, datasets: dict[int, Dataset], config: Config) -> Largest:
+    """Those of the bucket that is trained with the most tokens in a batch; of the family's own size where there are none."""
+    found = [
+        Largest(Size(frames, height, width), number)
+        for number, dataset in datasets.items()
+        for width, height, frames in dataset.buckets
+        if width and dataset.funnel.batches
+    ]
+    if not found:
+        width, height = family.defaults.size
+        return Largest(Size(family.round_frames(family.defaults.frames), height, width))
+    return max(found, key=lambda one: (one.batch_size(config) * _tokens(family, one.size), one.size.frames, one.size.height))
+
+
+def foretell(config: Config, cast: Assembly, largest: Largest) -> Forecast:
+    """The forecast for these samples; what a plugin does that needs values, or fields that it has not described, is a reason."""
+    run = config.run.model_copy(update={"batch_size": largest.batch_size(config)})
+    try:
+        with _young_objects_alone():
+            return forecast(replace(config, run=run), cast, largest.size)
+    except (TunesmithError, RuntimeError, KeyError) as error:  # all that torch says of tensors without values is a RuntimeError
+        where = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+        told = (str(error).splitlines() or [""])[0]
+        return Forecast(largest.size, (), f"a step cannot be gone through with shapes alone: {type(error).__name__}: {told}{where}")
+
+
+def facts_of(phases: Sequence[Phase]) -> list[PhaseFacts]:
+    """Phases as they are told."""
+    return [PhaseFacts(one.name, one.weights, one.gradients, one.optimizer, one.activations, one.peak) for one in phases]
+
+
+def _tokens(family: Family, size: Size) -> int:
+    return family.token_grid(size.frames, size.height, size.width).tokens
+
+
+@contextmanager
+def _young_objects_alone() -> Iterator[None]:
+    """Within the context the garbage collector, which a forecast calls often, does not look at what is there already."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
