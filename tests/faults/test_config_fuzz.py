@@ -21,9 +21,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tunesmith import InputError, discovery
+from tunesmith import InputError, discovery, plan
 from tunesmith.cli.app import main
 from tunesmith.config import load_config
+from tunesmith.forecast import Forecast
 from tunesmith.plan import make_plan
 
 from .mutations import BASE, VALUES, configs, overrides
@@ -61,6 +62,7 @@ def place(twin: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) 
         patch.chdir(folder)
         patch.setattr(sys, "dont_write_bytecode", True)
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        patch.setattr(plan, "foretell", lambda config, cast, largest: Forecast(largest.size, (), "not now"))  # it has tests of its own
         patch.setattr(discovery, "_announced", cache(lambda group, found=discovery._announced: tuple(found(group))))
         yield folder
 

@@ -53,7 +53,8 @@ def optimizer_bytes(config: Config) -> OptimizerBytes | None:
     """What the optimizer takes, found by letting it make steps; None if it cannot here."""
     table = config.optimizer.model_copy(update={"fused_backward_pass": False})
     try:
-        (one, _, _), (two, state, switches) = (_updated(count, table, DTYPES[config.run.weights]) for count in (1, 2))
+        with torch.compiler.set_stance("force_eager"):  # torchao's would be compiled, which takes long and cannot be watched
+            (one, _, _), (two, state, switches) = (_updated(count, table, DTYPES[config.run.weights]) for count in (1, 2))
     except (InputError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError):
         return None  # it steps only on the device or the shapes that it is made for
     at_once = two > 1.5 * one

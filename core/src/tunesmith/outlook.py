@@ -13,8 +13,11 @@ from .data.dataset import Dataset
 from .errors import TunesmithError
 from .family import Family
 from .forecast import Forecast, forecast
-from .rehearsal import Phase, Size
+from .rehearsal import Phase, Size, preview_size
 from .session import Assembly
+
+MOST_TOKENS, MOST_SAMPLES = 2**20, 2**12
+"""In a batch, and frames of a sample; with more, even shapes alone would take minutes to go through."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,12 @@ def largest_samples(family: Family, datasets: dict[int, Dataset], config: Config
 
 def foretell(config: Config, cast: Assembly, largest: Largest) -> Forecast:
     """The forecast for these samples; what a plugin does that needs values, or fields that it has not described, is a reason."""
-    run = config.run.model_copy(update={"batch_size": largest.batch_size(config)})
+    batch_size = largest.batch_size(config)
+    preview = preview_size(config, cast.family)
+    tokens = max(batch_size * _tokens(cast.family, largest.size), _tokens(cast.family, preview))
+    if tokens > MOST_TOKENS or max(batch_size, largest.size.frames, preview.frames) > MOST_SAMPLES:
+        return Forecast(largest.size, (), f"batches or samples of validation are larger than any device takes: up to {tokens} tokens")
+    run = config.run.model_copy(update={"batch_size": batch_size})
     try:
         with _young_objects_alone():
             return forecast(replace(config, run=run), cast, largest.size)

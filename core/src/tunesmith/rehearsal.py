@@ -18,7 +18,7 @@ from .batch import LATENTS, LATENTS_STD, PIXELS, PROMPT_EMBEDS, Batch, Caption, 
 from .config import Config
 from .config.datasets import SampleTable
 from .data.hashing import FileHashes
-from .family import FamilyPlugin
+from .family import Family, FamilyPlugin
 from .hooks import HookCaller, hookimpl
 from .live import LiveTensors, num_bytes
 from .media import Report
@@ -117,16 +117,20 @@ class _Sampler(Plugin[NoSettings]):
     @hookimpl
     def validate(self, run: Rehearsal, report: Report) -> None:
         there, state = run.settled(), run.state_bytes
-        width, height = max(sizes(run.config, run.family), key=lambda size: size[0] * size[1])
-        frames = run.family.round_frames(run.config.validation.num_frames or run.family.defaults.frames)
         guidance = run.family.defaults.guidance if run.config.validation.guidance is None else run.config.validation.guidance
         decoder = run.load(Part.DECODER)
         with run.autocast():
-            step = step_of(run, Size(frames, height, width), 2 if guidance > 1 else 1)
+            step = step_of(run, preview_size(run.config, run.family), 2 if guidance > 1 else 1)
             velocity = run.model.predict(step.noisy, step.sigma, step.batch)
         del step
         decoder.decode(velocity[:1])
         run.sampling = there, state, run.live.peak
+
+
+def preview_size(config: Config, family: Family) -> Size:
+    """The size of the largest samples of validation."""
+    width, height = max(sizes(config, family), key=lambda size: size[0] * size[1])
+    return Size(family.round_frames(config.validation.num_frames or family.defaults.frames), height, width)
 
 
 def rehearse(config: Config, cast: Assembly, size: Size, each: OptimizerBytes) -> list[Phase]:

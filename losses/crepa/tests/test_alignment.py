@@ -108,7 +108,7 @@ def test_weights_by_step_are_those_of_the_reference(told: dict[str, Any]) -> Non
 def test_similarity_cuts_off_where_it_does_in_the_reference(told: dict[str, Any]) -> None:
     """The step after it is the first that a similarity counts for; once cut off for good, nothing is measured any more."""
     crepa = Crepa("crepa", settings_of(told["settings"]))
-    run = cast(Run, SimpleNamespace(config=SimpleNamespace(run=SimpleNamespace(cache=True)), step=1, total_steps=100))
+    run = cast(Run, SimpleNamespace(config=SimpleNamespace(run=SimpleNamespace(cache=True)), step=1, total_steps=100, is_rehearsal=False))
     weights, averages = [], []
     for similarity in told["similarities"]:
         if crepa.phase(run)[1]:

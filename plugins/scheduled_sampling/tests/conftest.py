@@ -81,6 +81,7 @@ class Bench:
         self.plugin = ScheduledSampling("scheduled_sampling", self.settings)
         self.hooks = HookCaller([Objective("objective", NoSettings()), self.plugin])
         run = SimpleNamespace(
+            is_rehearsal=False,
             model=self.model,
             family=SimpleNamespace(defaults=SimpleNamespace(sampling_steps=20), noise_shift=self.shift),
             numpy_generator=lambda purpose, *position: numpy_generator(self.seed, purpose, *position),

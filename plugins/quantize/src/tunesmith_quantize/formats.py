@@ -78,7 +78,8 @@ class Outline(Format):
 
     def pack(self, matrix: Tensor) -> Packed:
         """So many bytes."""
-        return Packed(matrix.new_empty(self.num_bytes(*matrix.shape, matrix.dtype), dtype=torch.int8), layout=tuple(matrix.shape))
+        rows, columns = matrix.shape
+        return Packed(matrix.new_empty(self.num_bytes(rows, columns, matrix.dtype), dtype=torch.int8), layout=(rows, columns))
 
     def unpack(self, packed: Packed, dtype: torch.dtype) -> Tensor:
         """A matrix of that shape."""
