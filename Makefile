@@ -1,6 +1,6 @@
 # make quickstart   install what a run needs, train the example, end with a picture and a number
 # make test         the test suite
-# make matrix       every family with every pair of features, of which the test suite has a dozen
+# make matrix       every family with every pair of features and every spoilt config, of which the test suite has some
 # make check        style, types, architecture, and the documentation as a site
 # make bench        measure what a run, data and features cost, into docs/measured.md
 # make claims       show at toy scale what features claim, into docs/claims (half an hour)
@@ -16,6 +16,7 @@ VENV ?= .venv
 PIP_OPTIONS ?=
 PYTEST_OPTIONS ?=
 TEST_PROCESSES ?= 2
+MATRIX ?= tests/matrix tests/faults tests/memory
 RUN_OPTIONS ?= --resume never
 
 BIN := $(VENV)/bin
@@ -33,7 +34,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal $(PYTEST_OPTIONS)
 
 matrix: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m "" tests/matrix
+	$(BIN)/python -m pytest -q -m matrix --numprocesses $(TEST_PROCESSES) --dist worksteal $(MATRIX)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -42,11 +43,12 @@ check: $(VENV)/.dev
 	$(BIN)/python -m pytest -q tests/architecture
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.run
+bench: $(VENV)/.dev
 	$(BIN)/python bench/overhead.py --write docs/measured.md
 	$(BIN)/python bench/data.py --write docs/measured.md
 	$(BIN)/python bench/tread.py --write docs/measured.md
 	$(BIN)/python bench/scheduled_sampling.py --write docs/measured.md
+	$(BIN)/python bench/memory.py --write docs/measured.md
 
 claims: $(VENV)/.dev
 	for claim in masked crepa tread scheduled_sampling; do $(BIN)/python bench/claims/$$claim.py || exit 1; done
