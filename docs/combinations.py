@@ -6,12 +6,15 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
+from tests.matrix.switches import LEARNING, REFUSED, REFUSED_BESIDE, REFUSED_IN, SWITCHES, settings
 from tunesmith import Family, KindPlugin, Modality, Plugin, SourcePlugin
+from tunesmith.config import ConfigErrors, load_config
 from tunesmith.config.load import SINGLE_TABLES
 from tunesmith.family import FamilyPlugin
-from tunesmith.session import NEEDS_ALL_TOKENS
+from tunesmith.session import NEEDS_ALL_TOKENS, assemble
 
 PAGE = Path(__file__).with_name("combinations.md")
 INTRODUCTION = """\
@@ -21,8 +24,8 @@ INTRODUCTION = """\
 
 Plugins know no family and families no plugin, so everything goes with everything unless somebody says otherwise, with a reason. All that
 is said is here. `tune plan config.toml` says the same of a config before anything is loaded, with the line of the file; what is refused
-stops it, what is told does not. That the rest works is a test: each family with every pair of the plugins that change what is learnt, and
-with all at once.
+stops it, what is told does not. That the rest works is a test: each family with every pair of what changes what is learnt and what saves
+memory, and with all of the first at once.
 """
 FAMILIES = """\
 ## Plugins and families
@@ -41,49 +44,96 @@ PLUGINS = """\
 
 {}
 """
+SETTINGS = """\
+## Settings and settings
+
+What is refused beside that where both are on, as `tune plan` says it of `{}`.
+"""
 WIDTH = 140
+NONE: Mapping[tuple[str, str], str] = MappingProxyType({})
 ROLES = ("reference", "control", "audio")
 DATA_HEADS = ["family", "kinds of datasets", "sound", "first frame given (`is_i2v`)", *(f"`{role}`" for role in ROLES)]
 
 
 def page(classes: Mapping[str, type[Plugin[Any]]]) -> str:
     """The whole page, for plugins by name."""
-    families = dict(facts({name: plugin for name, plugin in classes.items() if issubclass(plugin, FamilyPlugin)}))
     features = {name: plugin for name, plugin in classes.items() if not issubclass(plugin, (FamilyPlugin, KindPlugin, SourcePlugin))}
     kinds = {name: plugin for name, plugin in classes.items() if issubclass(plugin, KindPlugin)}
+    with TemporaryDirectory() as folder:
+        families = dict(facts({name: plugin for name, plugin in classes.items() if issubclass(plugin, FamilyPlugin)}, Path(folder)))
+        by_check = dict(refused_by_check(families, Path(folder)))
+        together = list(pairs(next(iter(families)), Path(folder)))
     parts = [
         INTRODUCTION,
         FAMILIES,
-        table(["plugin", *(f"`{name}`" for name in families)], ([f"`{name}`", *verdicts(name, families)] for name in features)),
+        table(["plugin", *(f"`{name}`" for name in families)], ([f"`{name}`", *verdicts(name, families, by_check)] for name in features)),
         REASONS,
-        table(["family", "what", "", "why"], reasons(families)),
+        table(["family", "what", "", "why"], reasons(families, by_check)),
         DATA,
         table(DATA_HEADS, data(families, kinds)),
         PLUGINS.format(rules(features)),
     ]
     said = list(among(features))
-    return "\n".join([*parts, *([table(["plugin", "with", "", "why"], said)] if said else [])])
+    parts += [table(["plugin", "with", "", "why"], said)] if said else []
+    return "\n".join([*parts, SETTINGS.format(next(iter(families))), table(["setting", "with", "", "why"], together)])
 
 
-def facts(families: Mapping[str, type[FamilyPlugin[Any]]]) -> Iterator[tuple[str, Family]]:
-    """Each family as it answers for its twin."""
-    with TemporaryDirectory() as folder:
-        for name, plugin in families.items():
-            checkpoint = plugin.family_type.tiny(Path(folder) / name)
-            yield name, plugin(name, plugin.settings_type.model_validate({"path": str(checkpoint)})).family()
+def facts(families: Mapping[str, type[FamilyPlugin[Any]]], folder: Path) -> Iterator[tuple[str, Family]]:
+    """Each family as it answers for its twin, which is written below a folder."""
+    for name, plugin in families.items():
+        checkpoint = plugin.family_type.tiny(folder / name)
+        yield name, plugin(name, plugin.settings_type.model_validate({"path": str(checkpoint)})).family()
 
 
-def verdicts(plugin: str, families: Mapping[str, Family]) -> Iterator[str]:
-    """What each family says of a plugin, in a word."""
-    for family in families.values():
-        yield "no" if plugin in family.refuses else "told" if plugin in family.cautions else "yes"
+def refused_by_check(families: Mapping[str, Family], folder: Path) -> Iterator[tuple[tuple[str, str], str]]:
+    """What families do not refuse by themselves, but a plugin finds that it cannot work with: (family, plugin), and what it says."""
+    for name, family in families.items():
+        for switch in SWITCHES.values():
+            if (name, switch.name) in REFUSED_IN and switch.name not in family.refuses:
+                [told] = refusals(name, settings(name, [switch]), folder)
+                yield (name, switch.name), told
 
 
-def reasons(families: Mapping[str, Family]) -> Iterator[list[str]]:
-    """Everything that families refuse or tell, each with its reason."""
+def pairs(family: str, folder: Path) -> Iterator[list[str]]:
+    """What is refused in every family, as it is told of in one; not where a plugin excludes another by its name."""
+    switches = {**SWITCHES, **LEARNING}
+    in_pairs = [[switch for name, switch in switches.items() if name in names] for names in REFUSED]
+    asked = [*REFUSED_BESIDE, *((one.written, other.written, settings(family, (one, other))) for one, other in in_pairs)]
+    told: set[str] = set()
+    for one, other, overrides in asked:
+        [sentence] = refusals(family, overrides, folder)
+        if sentence not in told and "cannot be on together" not in sentence:
+            told.add(sentence)
+            yield [one, other, "refused", sentence]
+
+
+def refusals(family: str, overrides: Sequence[str], folder: Path) -> list[str]:
+    """What is said of a config with these settings, where a family's twin lies below a folder."""
+    file = folder / "asked.toml"
+    checkpoint = (folder / family).as_posix()
+    file.write_text(f'[run]\nsteps = 1\n[model]\nfamily = "{family}"\npath = "{checkpoint}"\n[[datasets]]\npath = "."\n')
+    try:
+        assemble(load_config(file, overrides))
+    except ConfigErrors as refused:
+        return [problem.message for problem in refused.problems]
+    return []
+
+
+def verdicts(plugin: str, families: Mapping[str, Family], by_check: Mapping[tuple[str, str], str] = NONE) -> Iterator[str]:
+    """What each family says of a plugin, or the plugin of it, in a word."""
+    for name, family in families.items():
+        is_refused = plugin in family.refuses or (name, plugin) in by_check
+        yield "no" if is_refused else "told" if plugin in family.cautions else "yes"
+
+
+def reasons(families: Mapping[str, Family], by_check: Mapping[tuple[str, str], str] = NONE) -> Iterator[list[str]]:
+    """Everything that is refused or told in families, each with its reason."""
     for name, family in families.items():
         for what, reason in family.refuses.items():
             yield [f"`{name}`", f"`[{what}]`" if what in SINGLE_TABLES else f"`{what}`", "refused", reason]
+        for (of, plugin), reason in by_check.items():
+            if of == name:
+                yield [f"`{name}`", f"`{plugin}`", "refused", reason]
         for what, reason in family.cautions.items():
             yield [f"`{name}`", f"`{what}`", "told", reason]
         for what, reason in family.refuses_quantisation.items():

@@ -9,10 +9,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from torch import Tensor, nn
 
-from tunesmith import Loss, Run, Step, TrunkModule
+from tunesmith import Loss, Model, Part, Run, Step, TrunkModule
 from tunesmith.hooks import HookCaller
+
+from .pretending import Pretended
 
 
 class Call(NamedTuple):
@@ -30,6 +33,14 @@ class Output(NamedTuple):
     tokens: int
 
 
+class Encoder(NamedTuple):
+    """An encoder as it was loaded: what its weights are kept as, and how it takes samples."""
+
+    dtypes: frozenset[torch.dtype]
+    has_tiles: bool
+    has_slices: bool
+
+
 @dataclass
 class Observed:
     """What was seen of a run; `before` are its weights before the first step."""
@@ -39,6 +50,10 @@ class Observed:
     calls: list[Call] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
     before: dict[str, Tensor] = field(default_factory=dict)
+    encoders: dict[str, Encoder] = field(default_factory=dict)
+    kernels: set[str] = field(default_factory=set)
+    """What computed attention within blocks, for gradients."""
+    pretended: Pretended = field(default_factory=Pretended)
 
     @property
     def run(self) -> Run:
@@ -66,17 +81,31 @@ class Observed:
             self.watch(run, number, block)
 
     def watch(self, run: Run, number: int, block: TrunkModule) -> None:
-        """Note the calls of a block, and what comes of them."""
+        """Note the calls of a block within steps, and what comes of them."""
 
-        def call() -> Call:
-            assert run.current is not None
-            return Call(run.current.position, number, torch.is_grad_enabled())
+        def call(step: Step) -> Call:
+            return Call(step.position, number, torch.is_grad_enabled())
 
-        def note(module: Any, given: Any, out: Any) -> None:
-            self.outputs.append(Output(call(), (out if block.output is None else out[block.output]).shape[1]))
+        def enter(module: Any, given: Any) -> None:
+            if run.current is not None:
+                self.calls.append(call(run.current))
+                if torch.is_grad_enabled():
+                    self.kernels.add(_AttentionBackendRegistry.get_active_backend()[0].value)
 
-        block.module.register_forward_pre_hook(lambda module, given: self.calls.append(call()))
-        block.module.register_forward_hook(note)
+        def leave(module: Any, given: Any, out: Any) -> None:
+            if run.current is not None:
+                self.outputs.append(Output(call(run.current), (out if block.output is None else out[block.output]).shape[1]))
+
+        block.module.register_forward_pre_hook(enter)
+        block.module.register_forward_hook(leave)
+
+
+def encoder(network: nn.Module) -> Encoder:
+    """What is seen of an encoder."""
+    tensors = (*network.parameters(), *network.buffers())
+    return Encoder(
+        frozenset(tensor.dtype for tensor in tensors), getattr(network, "use_tiling", False), getattr(network, "use_slicing", False)
+    )
 
 
 def named(run: Run) -> dict[str, torch.nn.Parameter]:
@@ -88,7 +117,13 @@ def named(run: Run) -> dict[str, torch.nn.Parameter]:
 def observing() -> Iterator[Observed]:
     """See the run within the context."""
     seen = Observed()
-    compute = HookCaller.compute_loss
+    compute, load = HookCaller.compute_loss, HookCaller.load_model
+
+    def loading(self: HookCaller, run: Run, part: Part) -> Model:
+        model = load(self, run, part)
+        if part is Part.ENCODERS:
+            seen.encoders |= {name: encoder(network) for name, network in model.encoders.items()}
+        return model
 
     def watch(self: HookCaller, run: Run, step: Step) -> Loss:
         if run not in seen.runs:
@@ -99,4 +134,5 @@ def observing() -> Iterator[Observed]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HookCaller, "compute_loss", watch)
+        patch.setattr(HookCaller, "load_model", loading)
         yield seen
