@@ -21,7 +21,7 @@ INTRODUCTION = """\
 
 # What fits where
 
-What `tune plan config.toml --vram GB` proposes for a published checkpoint at its real width, with one sample of the family's own size
+What `tune plan config.toml --vram GB` proposes for published checkpoints at their real width, with one sample of the family's own size
 in a batch and samples in validation. **These are forecasts: each phase was gone through with shapes alone, and nothing here was measured
 on a GPU.** [Memory](memory.md) says what a forecast counts, what each setting costs, and what is left free
 on the device: {free} GiB.
@@ -34,6 +34,8 @@ DEVICES = (12, 16, 24)
 WHOLE, ADAPTER = "the whole model", "a LoRA of rank 16"
 TABLES = {WHOLE: "", ADAPTER: "[plugins.lora]\nrank = 16\n"}
 SAMPLES = '[validation]\nprompts = { harbour = "a harbour at dawn" }\n'
+FILMS = f"[plugins.video]\n{SAMPLES}"
+SPEECH = "[plugins.video]\n[validation]\ndataset_samples = 1\n"
 NAMES = ("caching", "training", "validation", "saving")
 
 
@@ -48,7 +50,11 @@ class Checkpoint:
     trained: tuple[str, ...] = (WHOLE, ADAPTER)
 
 
-CHECKPOINTS = (Checkpoint("sana", "1.6b-1024", SAMPLES),)
+CHECKPOINTS = (
+    Checkpoint("sana", "1.6b-1024", SAMPLES),
+    Checkpoint("sana_video", "2b-480p", FILMS, "video"),
+    Checkpoint("wan_s2v", "s2v-14b-2.2", SPEECH, "video", (ADAPTER,)),
+)
 
 
 def page(families: Collection[str] = (), before: str = "") -> str:
