@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tunesmith.combined import tensors_kept
 from tunesmith_sana import SanaFamily
 
 STEPS, STEPS_TO_VALIDATION = 24, 6
@@ -191,8 +192,7 @@ def outcome(run: Path) -> dict[str, object]:
     for file in (*last.rglob("*.safetensors"), *(run / "final").rglob("*.safetensors")):
         found |= {f"{file.relative_to(run)} {name}": value.numpy().tobytes() for name, value in load_file(file).items()}
     state = torch.load(last / "training" / "state.pt", weights_only=True)
-    for index, slots in state["optimizer"]["state"].items():
-        found |= {f"optimizer {index} {name}": torch.as_tensor(value).numpy().tobytes() for name, value in slots.items()}
+    found |= {name: value.numpy().tobytes() for name, value in tensors_kept(state["optimizer"])}
     found |= {f"pixels {file.relative_to(run)}": Image.open(file).tobytes() for file in run.glob("validation/step-*/*.png")}
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +13,23 @@ import torch
 from torch import Tensor
 
 from tests.runs.conftest import twin
-from tunesmith import Batch, Model, Part, Plugin, Ragged, Run
+from tunesmith import Batch, InputError, Model, NoSettings, Part, Plugin, Ragged, Run, Stage, hookimpl
 from tunesmith.hooks import HookCaller
 from tunesmith.randomness import torch_generator
 from tunesmith_sana import Sana, SanaSettings
 
-__all__ = ["Trained", "attach", "base_prediction", "predict", "stand_in", "twin"]
+__all__ = [
+    "Trained",
+    "assert_dropout_acts_while_training_alone",
+    "assert_start_follows_the_seed",
+    "assert_what_is_no_file_is_told",
+    "attach",
+    "bare",
+    "base_prediction",
+    "predict",
+    "stand_in",
+    "twin",
+]
 
 SIGMA = torch.tensor([0.2, 0.7])
 
@@ -85,6 +97,62 @@ def attach(twin: Path, plugin: Plugin[Any], seed: int = 0, weights: str = "fp32"
     hooks = HookCaller([family, plugin])
     run.model = hooks.load_model(cast(Run, run), Part.DENOISER)
     return Trained(cast(Run, run), plugin, run.model, hooks)
+
+
+class Loaded(Plugin[NoSettings]):
+    """Give a model that is there already."""
+
+    stage = Stage.LOAD
+    model: Model
+
+    @hookimpl
+    def load_model(self, run: Run, part: Part) -> Model:
+        return self.model
+
+
+def bare(trained: Trained) -> Loaded:
+    """The same model once more, loaded and without adapters, for plugins around it to adapt."""
+    family, *_ = trained.hooks.plugins
+    provider = Loaded("loaded", NoSettings())
+    provider.model = HookCaller([family]).load_model(trained.run, Part.DENOISER)
+    return provider
+
+
+def assert_start_follows_the_seed(make: Callable[..., Trained]) -> None:
+    """What adapters start with is a function of the run's seed, whatever was drawn before."""
+    first = make(rank=2, seed=3).adapter
+    torch.rand(5)
+    again, other = make(rank=2, seed=3).adapter, make(rank=2, seed=4).adapter
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert not all(torch.equal(value, other[name]) for name, value in first.items())
+
+
+def assert_dropout_acts_while_training_alone(trained: Trained, without: Trained) -> None:
+    """And is drawn from the global generator; `without` has the same adapters and no dropout."""
+    for one in (trained, without):
+        one.disturb()
+        one.model.denoiser.eval()
+    assert torch.equal(trained.predict(), without.predict())
+    trained.model.denoiser.train()
+
+    def seeded(seed: int) -> Tensor:
+        torch.manual_seed(seed)  # as the trainer does before each micro-batch
+        return trained.predict()
+
+    first, other, again = seeded(1), seeded(2), seeded(1)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, without.predict())
+
+
+def assert_what_is_no_file_is_told(make: Callable[..., Trained], twin: Path, folder: Path, lacks: str) -> None:
+    """No file, text, and a file of other keys cannot be started from; of the last it is told what it lacks."""
+    text = folder / "text.safetensors"
+    text.write_text("this is text")
+    other = twin / "transformer/diffusion_pytorch_model.safetensors"
+    for file, told in ((folder, "there is no such file"), (text, "no safetensors file"), (other, lacks)):
+        with pytest.raises(InputError, match=told):
+            make(init_from=file)
 
 
 @pytest.fixture

@@ -9,11 +9,10 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from tunesmith import Model, Run, TrunkModule, activations
-from tunesmith.activations import checkpoint_blocks, saved_tensors
+from tunesmith.activations import checkpoint_blocks, pinned_copy, saved_tensors
 
 
 class Counted(nn.Module):
@@ -105,17 +104,56 @@ def test_what_moves_off_the_device_are_activations_and_no_weights() -> None:
     assert all(map(torch.equal, torch.autograd.grad(total, trained), torch.autograd.grad(loss(), trained)))
 
 
-@pytest.mark.parametrize(("device", "where", "moves"), [("cuda", "cpu", True), ("cuda", "device", False), ("cpu", "cpu", False)])
+LAYOUTS = {
+    "plain": torch.arange(24.0).reshape(2, 3, 4),
+    "channels last": torch.arange(48.0).reshape(2, 3, 2, 4).permute(0, 3, 1, 2),
+    "one half of two": torch.arange(48.0).reshape(2, 3, 8)[:, :, 4:],
+    "every second": torch.arange(48.0).reshape(4, 3, 4)[1::2],
+    "the same for all": torch.arange(8.0).reshape(2, 1, 4).expand(2, 3, 4),
+    "the same for all of a half": torch.arange(16.0).reshape(2, 1, 8)[:, :, :4].expand(2, 3, 4),
+    "windows that overlap": torch.arange(24.0).unfold(0, 4, 2),
+    "conjugated": torch.complex(torch.arange(24.0), torch.ones(24)).reshape(2, 3, 4).transpose(1, 2).conj(),
+    "a number": torch.tensor(3.0),
+    "nothing": torch.empty(2, 0, 4),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_has_been_moved_comes_back_as_it_lay(name: str) -> None:
+    """But for windows that overlap, which would have to be written twice; where one lies for all there is one on the machine."""
+    tensor, homes = LAYOUTS[name], []
+
+    def home(tensor: Tensor) -> Tensor:
+        homes.append(pinned_copy(tensor))
+        return homes[-1]
+
+    settings = SimpleNamespace(run=SimpleNamespace(activations="cpu"))
+    run = SimpleNamespace(config=settings, is_rehearsal=True, host_copy=home, device_copy=Tensor.clone)
+    states = tensor.detach().requires_grad_()
+    with saved_tensors(cast(Run, run)):
+        kept: Any = states.square()
+    back = kept.grad_fn._saved_self
+    assert torch.equal(back, tensor)
+    assert back.data_ptr() != tensor.data_ptr() or not tensor.numel()
+    assert back.stride() == (torch.empty(tensor.shape).stride() if name == "windows that overlap" else tensor.stride())
+    assert [one.numel() for one in homes] == [tensor.numel() // (3 if "for all" in name else 1)]
+    assert not homes[0].requires_grad
+
+
+@pytest.mark.parametrize(("device", "where", "moves"), [("meta", "cpu", True), ("meta", "device", False), ("cpu", "cpu", False)])
 def test_of_a_device_they_move_into_pinned_memory(monkeypatch: pytest.MonkeyPatch, device: str, where: str, moves: bool) -> None:
-    told: list[dict[str, bool]] = []
+    """What is on the machine already, a number or an index, stays there."""
+    sent: list[Tensor] = []
 
-    def save_on_cpu(**given: bool) -> saved_tensors_hooks:
-        told.append(given)
-        return saved_tensors_hooks(torch.clone, torch.clone)
+    def send(tensor: Tensor) -> Tensor:
+        sent.append(tensor)
+        return tensor
 
-    monkeypatch.setattr(activations, "save_on_cpu", save_on_cpu)
+    monkeypatch.setattr(activations, "pinned_copy", send)
     config = SimpleNamespace(run=SimpleNamespace(activations=where))
-    with saved_tensors(cast(Run, SimpleNamespace(config=config, is_rehearsal=False, device=torch.device(device)))):
-        total = torch.ones(3, requires_grad=True).exp().sum()
-    total.backward()
-    assert told == [{"pin_memory": True}] * moves
+    run = SimpleNamespace(config=config, is_rehearsal=False, device=torch.device(device), device_copy=torch.clone)
+    with saved_tensors(cast(Run, run)):
+        torch.ones(3, requires_grad=True, device=run.device).exp().sum().backward()
+        torch.ones(3, requires_grad=True).exp().sum().backward()
+    assert len(sent) == moves
+    assert all(tensor.device == run.device for tensor in sent)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tunesmith import Batch, Caption, Crop, Loss, Model, Run, Source, Step
-from tunesmith.builtin import aim_at_base, weigh_given
+from tunesmith import Batch, Caption, Config, Crop, Family, Loss, Model, Run, Source, Step
+from tunesmith.builtin import CoreSettings, CoreWithObjective, aim_at_base, weigh_given
 
 SQUARE = Crop((8, 8), (8, 8), (0, 0))
 
@@ -89,3 +89,21 @@ def test_a_sample_without_noise_is_not_given(tmp_path):
     loss = Loss(torch.ones(2, 2, 4, 4))
     weigh_given(loss, step)
     assert loss.weights == {}
+
+
+def remarks(kind: str, weights: str, trains_base: bool) -> list[str]:
+    config = SimpleNamespace(optimizer=SimpleNamespace(type=kind), run=SimpleNamespace(weights=weights), trains_base=trains_base)
+    return list(CoreWithObjective("core", CoreSettings()).remarks(cast(Config, config), cast(Family, None)))
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16"])
+def test_an_optimizer_that_makes_up_for_rounding_is_told_to_gain_nothing_on_adapters(weights):
+    [told] = remarks("lion_kahan", weights, trains_base=False)
+    assert told.startswith('[optimizer] type = "lion_kahan" gains nothing here')
+    assert "adapters are kept in fp32" in told
+
+
+def test_on_the_model_itself_it_gains_where_the_weights_are_bf16():
+    assert remarks("adamw_kahan", "bf16", trains_base=True) == []
+    assert "the model is kept in fp32" in remarks("adamw_kahan", "fp32", trains_base=True)[0]
+    assert remarks("adamw", "bf16", trains_base=False) == []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith import InputError
+from tunesmith.combined import tensors_kept
 from tunesmith.config.optimizers import optimizer_problems
 from tunesmith.config.tables import OptimizerTable, RunTable
 from tunesmith.engine import Engine, make_optimizer, parameter_groups
@@ -142,3 +143,15 @@ def test_what_it_cannot_train_or_does_not_know_is_told() -> None:
         parameter_groups(trainable, OptimizerTable(type="muon"), trunk)
     assert optimizer_problems({"type": "muon", "adamw_beta": [0.9, 0.99]})[0][1].endswith("did you mean 'adamw_betas'?")
     assert "beta parameter" in optimizer_problems({"type": "muon", "adamw_betas": [1.5, 0.99]})[0][1]
+
+
+def test_what_is_kept_of_each_weight_is_told_of_both_parts() -> None:
+    trainable, engine = engine_for(OptimizerTable(type="muon"))
+    one_step(trainable, engine, 0)
+    found = dict(tensors_kept(engine.optimizer.state_dict()))
+    of_muon, of_adamw = (
+        {name.partition("optimizer:")[2][2:] for name in found if name.startswith(f"optimizer:{part}:")} for part in (0, 1)
+    )
+    assert of_muon == {f"{number}:momentum_buffer" for number in range(len(MATRICES))}
+    others = len([*trainable.parameters()]) - len(MATRICES)
+    assert of_adamw == {f"{number}:{slot}" for number in range(others) for slot in ("step", "exp_avg", "exp_avg_sq")}

@@ -325,7 +325,7 @@ def test_the_keys_of_the_json_stay(tmp_path):
     assert " ".join(facts["buckets"][0]) == "width height frames seconds samples batches left_over cache_bytes"
     assert " ".join(facts["retiming"][0]) == "source_fps trained_fps frames seconds samples shortest longest"
     assert " ".join(facts["captions"]) == "limit distinct counted too_long longest examples"
-    assert " ".join(answer["memory"]) == "parameters size batch_size phases peak reason"
+    assert " ".join(answer["memory"]) == "parameters size batch_size phases peak reason notes"
     assert answer["savings"] is None
 
 

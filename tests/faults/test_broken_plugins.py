@@ -58,6 +58,7 @@ UNUSABLE = {
     "wrapper without yield": (source("@hookimpl(wrapper=True)\ndef compute_loss(self, run, step): return None"), "without a yield"),
     "forgotten mark": (source("def on_step(self, run, step): pass"), "write @hookimpl above it"),
     "relation of numbers": (source("requires = (3,)"), "Probe.requires is (3,); write a tuple of names"),
+    "levers that are none": (source("levers = None"), "Probe.levers is None; write a tuple of tunesmith.Lever"),
     "relation that is none": (source("outside = None"), "Probe.outside is None; write a tuple of names"),
     "conflicts without reasons": (source("conflicts = ('lora',)"), "Probe.conflicts is ('lora',); write a dict"),
     "settings that raise": (source("").replace("    pass", RAISING_SETTINGS, 1), "cannot check its settings: KeyError: 'oops'"),

@@ -7,17 +7,18 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from offload.cpu_offload.tests.pretended import Device as Machine
 from offload.group_offload.tests.pretended import Device as Groups
 from offload.group_offload.tests.pretended import pretend, pretend_for_encoders
-from tunesmith import compiling
+from tunesmith import Run, compiling
+from tunesmith.activations import pinned_copy, saved_tensors
 from tunesmith_cpu_offload import moving, turns
 
 
@@ -45,7 +46,7 @@ def pretending(settings: Sequence[str]) -> Iterator[Pretended]:
         if "cpu_offload" in text:
             seen.networks = pretend_machine(patch).log
         if "activations" in text:
-            patch.setattr("tunesmith.trainer.saved_tensors", lambda run: saved_tensors_hooks(keeping(seen.copies), Tensor.clone))
+            patch.setattr("tunesmith.trainer.saved_tensors", lambda run: saved_tensors(sending(run, seen.copies)))
         if "compile" not in text:
             yield seen
             return
@@ -53,8 +54,7 @@ def pretending(settings: Sequence[str]) -> Iterator[Pretended]:
         patch.setattr("tunesmith.session.require_compiler", lambda device: None)
         patch.setattr(logging.getLogger("torch.__trace"), "level", logging.CRITICAL)
         torch._dynamo.reset()
-        with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=256):
-            yield seen
+        yield seen
         torch._dynamo.reset()
 
 
@@ -68,14 +68,14 @@ def pretend_machine(patch: pytest.MonkeyPatch) -> Machine:
     return machine
 
 
-def keeping(copies: list[Tensor]) -> Any:
-    """What keeps a copy for backward instead of the tensor itself."""
+def sending(run: Run, copies: list[Tensor]) -> Any:
+    """As much of a run as moves activations: they leave a device that is not the CPU, and come back as they do from there."""
 
-    def keep(tensor: Tensor) -> Tensor:
-        copies.append(tensor.clone())
+    def send(tensor: Tensor) -> Tensor:
+        copies.append(pinned_copy(tensor))
         return copies[-1]
 
-    return keep
+    return SimpleNamespace(config=run.config, is_rehearsal=True, host_copy=send, device_copy=Tensor.clone)
 
 
 def lowering(graphs: list[Any]) -> Any:

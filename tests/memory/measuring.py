@@ -5,23 +5,28 @@ from __future__ import annotations
 import gc
 import json
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from accelerate import init_empty_weights
+from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from tests.runs.filming import moving, write_film
-from tunesmith import FamilyPlugin, Modality, PipelinePlugin, Run, checkpoints, session, trainer
+from tunesmith import Batch, FamilyPlugin, Modality, PipelinePlugin, Run, Source, checkpoints, session, trainer
+from tunesmith.activations import saved_tensors
 from tunesmith.config import load_config
 from tunesmith.discovery import load_class
+from tunesmith.encoding import work
+from tunesmith.encoding.encode import batch_of
 from tunesmith.forecast import Forecast, forecast
 from tunesmith.live import LiveTensors, storages
 from tunesmith.progress import Progress
@@ -138,6 +143,7 @@ every = false
 [validation]
 resolutions = ["{EDGE}x{EDGE}"]
 steps = 2
+at_start = false
 at_end = true
 {f"num_frames = {NUM_FRAMES}" if is_video else ""}
 {sample}
@@ -215,18 +221,35 @@ def counted(kind: type[PipelinePlugin[Any]]) -> Iterator[tuple[Device, dict[str,
         patch.setattr(PipelinePlugin, "component", component)
         patch.setattr(Run, "host_copy", lambda run, tensor: device.send(tensor))
         patch.setattr(Run, "device_copy", lambda run, tensor: device.bring(tensor))
+        patch.setattr(work, "batch_of", lambda sources, inputs, wanted: sent_batch(device, sources, inputs, wanted))
         patch.setattr(trainer, "saved_tensors", lambda run: activations_of(run, device))
         patch.setattr(session, "_encode", phase("caching", session._encode))
         patch.setattr(session, "validate", phase("validation", validate))
-        patch.setattr(checkpoints, "save", lambda run: run.directory.path)
+        patch.setattr(ModelMixin, "save_pretrained", lambda *given: None)
+        patch.setattr(checkpoints, "save", phase("saving", save))
         patch.setattr(checkpoints, "export", lambda run: run.directory.path)
         patch.setattr(Trainer, "train", phase("training", Trainer.train))
         yield device, peaks
 
 
+def save(run: Run) -> Path:
+    """As a checkpoint is saved, without the whole of the weights and the optimizer's state, which come by no other way to the disk."""
+    with TemporaryDirectory() as folder, run.engine.weights_to_use():
+        run.hooks.save_checkpoint(run, Path(folder))
+    return run.directory.path
+
+
+def sent_batch(device: Device, sources: Sequence[Source], inputs: Sequence[Mapping[str, Tensor]], wanted: Iterable[str]) -> Batch:
+    """A batch to encode whose inputs were decoded and put together on the machine, and then sent to the device."""
+    device.leave_out(inputs)
+    batch = batch_of(sources, inputs, wanted)
+    return replace(batch, inputs={key: device.bring(value) for key, value in batch.inputs.items()})
+
+
 def activations_of(run: Run, device: Device) -> AbstractContextManager[Any]:
-    """Where they lie."""
-    return saved_tensors_hooks(device.send, device.bring) if run.config.run.activations == "cpu" else nullcontext()
+    """Where they lie: what the run would keep on the machine is sent there."""
+    pretended: Any = SimpleNamespace(config=run.config, is_rehearsal=True, host_copy=device.send, device_copy=device.bring)
+    return saved_tensors(pretended)
 
 
 _component = PipelinePlugin.component

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tunesmith.combined import tensors_kept
 from tunesmith.config import Config, load_config
 from tunesmith.progress import Progress
 from tunesmith.session import run
@@ -73,9 +74,7 @@ class Result:
             f"{file.relative_to(folder)}:{key}": value for file in folder.rglob("*.safetensors") for key, value in load_file(file).items()
         }
         state = torch.load(folder / "training" / "state.pt", weights_only=True)
-        for index, slots in state["optimizer"]["state"].items():
-            tensors |= {f"optimizer:{index}:{key}": torch.as_tensor(value) for key, value in slots.items()}
-        return tensors
+        return tensors | dict(tensors_kept(state["optimizer"]))
 
     def pictures(self, step: int) -> dict[str, bytes]:
         """Pixels of every validation picture of a step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -31,8 +32,7 @@ def forgetting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(logging.getLogger("torch.__trace"), "level", logging.CRITICAL)
     logging.Logger.manager._clear_cache()  # type: ignore[attr-defined]
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=256):
-        yield
+    yield
     torch._dynamo.reset()
 
 
@@ -165,6 +165,21 @@ def test_blocks_of_a_kind_share_a_graph_for_each_shape(graphs):
     assert len(graphs) == 14
     compiled.step(6)
     assert len(graphs) == 14
+
+
+def test_the_limits_of_dynamo_do_not_count_for_blocks_in_any_thread_and_do_for_everything_else(graphs):
+    config, lengths = torch._dynamo.config, range(2, 22)
+    compiled = trunk(1).compile()
+    with ThreadPoolExecutor(1) as another:
+        another.submit(lambda: [compiled.step(tokens) for tokens in lengths[:10]]).result()
+    for tokens in lengths[10:]:
+        compiled.step(tokens)
+    assert len(graphs) == len(lengths)
+    assert (config.recompile_limit, config.accumulated_recompile_limit) == (8, 256)
+    other = torch.compile(lambda states: states.sin() + 1, backend=compiling.lower, dynamic=False)
+    for tokens in lengths:
+        other(torch.ones(tokens))
+    assert len(graphs) == len(lengths) + 8
 
 
 class Calls:

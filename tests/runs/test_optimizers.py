@@ -28,7 +28,6 @@ ARGUMENTS = {
     "sgd_schedulefree": ("optimizer.lr=1.0",),
     "bitsandbytes.optim.SGD8bit": ("optimizer.momentum=0.9",),
     "radam_schedulefree": ("optimizer.silent_sgd_phase=false",),
-    "adamw_stochastic": ("optimizer.bf16_stochastic_round=true",),
 }
 """What an optimizer must be given, or needs so that it moves in its first steps."""
 FUSED = ("optimizer.fused_backward_pass=true", "optimizer.clip_norm=false")
@@ -92,7 +91,7 @@ def test_updates_within_backward_change_no_number(start):
     parts = start("parts", ema, *settings("adamw"), *more, *FUSED, resume=str(fused.path / "checkpoints/step-000002"))
     assert plain.losses == fused.losses
     assert are_equal(kept(plain, 3), kept(fused, 3))
-    assert are_equal(kept(fused, 3), kept(parts, 3))
+    assert are_equal(fused.weights(3), parts.weights(3))
     norms, same = ([event["gradient_norm"] for event in one.events if event["event"] == "step"] for one in (plain, fused))
     assert same == pytest.approx(norms, rel=1e-6)
     with pytest.raises(ConfigErrors, match="gradients cannot be accumulated"):
@@ -122,9 +121,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight_within_backward_either(star
     assert all(map(torch.equal, before, after))
 
 
-@pytest.mark.parametrize(
-    ("kind", "arguments"), [("adamw", {}), ("adamw_stochastic", {"bf16_stochastic_round": True}), ("adamw_kahan", {"betas": [0.9, 0.999]})]
-)
+@pytest.mark.parametrize(("kind", "arguments"), [("adamw", {}), ("adamw_stochastic", {}), ("adamw_kahan", {"betas": [0.9, 0.999]})])
 def test_updates_that_are_too_small_for_bf16_count_where_the_optimizer_sees_to_it(kind, arguments):
     """Updates of 1e-4 on weights of 1, where the next number below in bf16 is 4e-3 away, against AdamW on fp32 weights."""
     steps, lr = 200, 1e-4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,26 @@ class Probe(Plugin[NoSettings]):
         if loss.total.item() < 0:
             raise ValueError
         return loss
+"""
+SEES = """
+import torch
+from tunesmith import FieldShape, NoSettings
+
+class Probe(Plugin[NoSettings]):
+    '''Makes a field of what it sees, by way of 64 MiB.'''
+    stage = Stage.OBJECTIVE
+
+    def field_shapes(self, config, family, frames, height, width):
+        return {"seen": FieldShape((3,), needs=("pixels",))}
+
+    @hookimpl(wrapper=True)
+    def encode_batch(self, run, batch):
+        encoded = yield
+        if encoded.wants("seen"):
+            assert run.is_rehearsal and batch.pixels.shape[:2] == (2, 3)
+            seen = torch.zeros(2**24)
+            encoded.fields["seen"] = seen[:3].clone()
+        return encoded
 """
 
 
@@ -118,6 +139,14 @@ def test_levers_are_those_of_the_core_and_of_every_plugin_that_can_be_imported(p
     }
 
 
+def test_levers_of_families_are_those_of_the_runs_own_where_they_are_off(plan):
+    plan()
+    found = [key for lever in all_levers(load_config(Path("c.toml"))) for key in lever.changes]
+    assert sorted(key for key in found if key.startswith("model.")) == ["model.vae_slicing", "model.vae_tiling"]
+    tiled = load_config(Path("c.toml"), ["model.vae_tiling=true"])
+    assert [key for lever in all_levers(tiled) for key in lever.changes if key.startswith("model.")] == ["model.vae_slicing"]
+
+
 def test_a_plugin_that_needs_values_is_a_reason_and_no_failure_of_the_plan(plan, installation: Installation):
     installation.plugin("peeks", PEEKS)
     made = plan(rest="[plugins.peeks]\n", limit=0)
@@ -126,6 +155,35 @@ def test_a_plugin_that_needs_values_is_a_reason_and_no_failure_of_the_plan(plan,
     assert "a step cannot be gone through with shapes alone" in made.memory.reason
     assert "'peeks'" in made.memory.reason
     assert "M parameters: no forecast, for a step cannot be gone through" in printed(made)
+
+
+def test_how_a_plugin_makes_a_field_is_gone_through_where_it_says_what_it_is_made_of(plan, installation: Installation):
+    installation.plugin("sees", SEES)
+    made = plan(rest="[plugins.sees]\n")
+    [caching] = [phase for phase in made.memory.phases if phase.name == "caching"]
+    assert caching.activations >= 4 * 2**24
+    assert made.memory.notes == []
+
+
+def test_an_encoder_whose_configuration_is_not_here_is_named(plan, twin: Path, tmp_path):
+    whole = plan().memory
+    lacking = shutil.copytree(twin, tmp_path / "lacking")
+    (lacking / "text_encoder" / "config.json").unlink()
+    made = plan(f"model.path='{lacking}'")
+    [note] = made.memory.notes
+    assert note.startswith("not counted while the cache is filled: text_encoder, whose configuration is not on this machine")
+    assert f"note: {note}" in printed(made)
+    assert made.memory.phases[0].weights < whole.phases[0].weights
+    assert made.memory.phases[1] == whole.phases[1]
+    [note] = plan(f"model.path='{lacking}'", "run.cache=false").memory.notes
+    assert note.startswith("not counted in every step, where samples are encoded: text_encoder")
+
+
+def test_memory_is_not_gone_through_where_that_is_not_asked_for(plan):
+    plan()
+    made = make_plan(load_config(Path("c.toml")), forecasts=False)
+    assert (made.memory.phases, made.memory.peak, made.memory.reason) == ([], None, "it was not asked for")
+    assert "M parameters: no forecast, for it was not asked for\n" in printed(made)
 
 
 def test_a_run_that_cannot_start_is_not_forecast(plan):

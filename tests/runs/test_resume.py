@@ -113,6 +113,37 @@ def test_resuming_with_another_seed_is_refused_by_name(train):
         train("changed", LORA, "run.steps=4", "run.seed=7")
 
 
+@pytest.mark.parametrize(
+    "extra", ["[plugins.group_offload]\n", LORA + "[plugins.group_offload]\n", "[plugins.cpu_offload]\n"], ids=["full", "lora", "cpu"]
+)
+def test_where_weights_lie_may_change_on_the_way_and_changes_no_number(train, extra):
+    common = ("run.gradient_checkpointing=true", "run.steps=4", "validation.at_start=false")
+    without = extra.rpartition("[plugins")[0]
+    straight = train("straight", without + EVERY_TWO, *common)
+    for name, before, after in (("with", extra, without), ("without", without, extra)):
+        first = train(name, before + EVERY_TWO, *common)
+        shutil.rmtree(first.path / "checkpoints" / "step-000004")
+        assert_same_run(straight, train(name, after + EVERY_TWO, *common), 4)
+        assert str([event for event in first.events if event["event"] == "start"][-1]["resumed_from"]).endswith("step-000002")
+
+
+def test_how_the_autoencoder_takes_samples_may_change_on_the_way(train):
+    common = ("run.steps=4", "validation.at_start=false")
+    straight = train("straight", LORA + EVERY_TWO, *common)
+    first = train("sliced", LORA + EVERY_TWO, *common)
+    shutil.rmtree(first.path / "checkpoints" / "step-000004")
+    second = train("sliced", LORA + EVERY_TWO, *common, "model.vae_slicing=true")
+    assert_same_run(straight, second, 4)
+    assert str([event for event in second.events if event["event"] == "start"][-1]["resumed_from"]).endswith("step-000002")
+
+
+def test_taking_out_what_had_a_part_in_the_numbers_is_refused(train):
+    common = ("run.gradient_checkpointing=true", "run.steps=2")
+    train("averaged", LORA + "[plugins.ema]\n", *common)
+    with pytest.raises(InputError, match=r"plugins\.ema was .* and is None"):
+        train("averaged", LORA, *common)
+
+
 def test_resuming_with_more_steps_goes_on(train):
     train("longer", LORA, "run.steps=2", "optimizer.schedule='constant'")
     longer = train("longer", LORA, "run.steps=4", "optimizer.schedule='constant'")

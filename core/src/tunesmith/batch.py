@@ -42,11 +42,18 @@ class Field:
 
 @dataclass(frozen=True)
 class FieldShape:
-    """What one sample's value of a field looks like; of ragged ones as long as they get."""
+    """What one sample's value of a field looks like; of ragged ones as long as they get.
+
+    With `needs` the forecast of memory also goes through how the value is made: of these inputs, as a `Field` has them, and
+    where there are none of the caption. `encoder` names the one of the model's encoders that makes it; what a plugin makes
+    without them has none.
+    """
 
     shape: tuple[int, ...]
     ragged: bool = False
     dtype: torch.dtype = torch.float32
+    needs: tuple[str, ...] | None = None
+    encoder: str | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from .batch import Batch, Field, FieldShape
 from .config.datasets import ControlTable, MaskTable, ReferenceTable, SampleTable
+from .config.optimizers import KAHAN
 from .data.pictures import MASK
 from .family import Family
 from .hooks import Wrapper, hookimpl
@@ -76,6 +77,13 @@ class Core(Plugin[CoreSettings]):
                     f"is_i2v: {family.name} cannot be trained with the first frame given; take it out: {family.image_to_video_reason}",
                 )
 
+    def remarks(self, config: Config, family: Family) -> Iterator[str]:
+        """An optimizer that makes up for a loss which there is none of."""
+        kind = config.optimizer.type
+        if kind in KAHAN and (config.run.weights == "fp32" or not config.trains_base):
+            what = "the model is kept in fp32" if config.trains_base else "adapters are kept in fp32, whatever [run] weights is"
+            yield f'[optimizer] type = "{kind}" gains nothing here: it makes up for what bf16 rounds away, and {what}'
+
     def fields(self, run: Run) -> Sequence[Field]:
         """The mask, where any dataset has masks; samples of the others count in full."""
         with_masks = any(MASK in dataset.companions for dataset in run.datasets.values())
@@ -99,7 +107,7 @@ class Core(Plugin[CoreSettings]):
         """Settle, before any plugin sees the denoiser, whether it is itself trained."""
         model = yield
         if part is Part.DENOISER:
-            model.trains_base = not any(plugin.stage is Stage.ADAPT for plugin in run.plugins)
+            model.trains_base = run.config.trains_base
             model.denoiser.requires_grad_(model.trains_base)
         return model
 

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .discovery import described
+from .discovery import described, load_class
 from .errors import InputError, RunFailed
 from .hooks import blamed_on
-from .plugin import Plugin, Stage
+from .plugin import Plugin, Settings, Stage
 from .run import Run
 from .rundir import RunDirectory, staged, write_atomically
 
@@ -155,9 +155,24 @@ def changes(folder: Path, config: Config) -> list[str]:
 
 
 def _is_fixed(key: tuple[str, ...], config: Config) -> bool:
-    if key[0] == "plugins":  # who only looks on may come and go
-        return key[1] not in config.classes or config.classes[key[1]].stage < Stage.EVALUATE
+    if key[0] == "plugins":
+        return _is_fixed_plugin(key[1], config) and not _may_change(key[2:], config.plugins.get(key[1]))
+    if key[0] == "model" and _may_change(key[1:], config.model):
+        return False
     return key[0] in FIXED or key[-1] in FIXED_KEYS.get(key[0], ())
+
+
+def _may_change(key: tuple[str, ...], settings: Settings | None) -> bool:
+    return bool(key) and settings is not None and key[0] in settings.may_change
+
+
+def _is_fixed_plugin(name: str, config: Config) -> bool:
+    """Whether a plugin, in use now or before, has a part in the numbers: who says where weights lie, or looks on, may come and go."""
+    try:
+        kind = config.classes[name] if name in config.classes else load_class(name)
+    except InputError:  # it is not installed any more, so nobody knows
+        return True
+    return kind.stage < Stage.PLACE
 
 
 def _as_json(value: Any) -> Any:

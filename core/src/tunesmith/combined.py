@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -83,3 +83,11 @@ def parts_of(optimizer: Optimizer) -> tuple[Optimizer, ...]:
     if not isinstance(optimizer, CombinedOptimizer):
         return (optimizer,)
     return tuple(chain.from_iterable(map(parts_of, optimizer.parts)))
+
+
+def tensors_kept(state_dict: Mapping[str, Any], name: str = "optimizer") -> Iterator[tuple[str, Tensor]]:
+    """What an optimizer's `state_dict` has of each parameter, those of its parts too, by names such as `optimizer:0:exp_avg`."""
+    for number, part in enumerate(state_dict.get("parts", ())):
+        yield from tensors_kept(part, f"{name}:{number}")
+    for number, slots in state_dict.get("state", {}).items():
+        yield from ((f"{name}:{number}:{slot}", torch.as_tensor(value)) for slot, value in slots.items() if value is not None)

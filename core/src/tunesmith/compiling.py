@@ -52,14 +52,15 @@ def compile_blocks(run: Run) -> None:
     batch to batch for no other reason than to save work is padded from now on. An inner layer that has hooks is called
     between two graphs.
     """
-    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = NO_LIMIT
+    without_limit = torch._dynamo.config.patch(recompile_limit=NO_LIMIT, accumulated_recompile_limit=NO_LIMIT)
     run.model.fixed_lengths = True
     count, compiled = _Count(run), {}
     for entry in run.model.blocks:
         block = entry.module
         kind = _kind(block)
         if kind not in compiled:
-            compiled[kind] = torch.compile(_function(block), backend=_Backend(count), dynamic=False)
+            # around each call, for dynamo's settings are those of a thread, and backward may call a block in another one
+            compiled[kind] = without_limit(torch.compile(_function(block), backend=_Backend(count), dynamic=False))
         _leave_hooks_out(block)
         block.forward = MethodType(compiled[kind], block)  # so that a copy of the block computes with weights of its own
     run.progress.message(

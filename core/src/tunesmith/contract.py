@@ -9,7 +9,7 @@ from typing import Any
 
 from .hooks import PROVIDED
 from .hookspecs import GROUP, Hooks
-from .plugin import Plugin, Settings, Stage
+from .plugin import Lever, Plugin, Settings, Stage
 
 CORE = "core"
 """Name of the core's own implementations among the plugins."""
@@ -44,6 +44,8 @@ def complaints(plugin: Any) -> list[str]:
             found.append(f"{name}.{relation} is {names!r}; write a tuple of names")
     if not (isinstance(plugin.conflicts, Mapping) and all(isinstance(part, str) for pair in plugin.conflicts.items() for part in pair)):
         found.append(f"{name}.conflicts is {plugin.conflicts!r}; write a dict of names, each with the reason")
+    if not (isinstance(plugin.levers, tuple) and all(isinstance(lever, Lever) for lever in plugin.levers)):
+        found.append(f"{name}.levers is {plugin.levers!r}; write a tuple of tunesmith.Lever")
     if not isinstance(getattr(plugin, "stage", None), Stage):
         found.append(f"{name} has no stage: give it one of {', '.join(stage.name for stage in Stage)}")
     if not plugin.__doc__:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .combined import FusedBackward, parts_of
-from .config.optimizers import MUON, optimizer_class
-from .config.tables import OptimizerTable, RunTable
+from .config.optimizers import IMPLIED, MUON, optimizer_class
+from .config.tables import OptimizerTable, RunTable, device_named
 from .errors import InputError
 from .model import Trainable, TrunkModule
 
@@ -40,13 +40,11 @@ def choose_device(wanted: str) -> torch.device:
 
     `auto` takes what torch detects: CUDA or ROCm (both are `cuda`), then MPS and other accelerators, then the CPU.
     """
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if wanted == "auto":
-        return accelerator or torch.device("cpu")
     try:
-        device = torch.device(wanted)
+        device = device_named(wanted)
     except RuntimeError as error:
         raise InputError(f"[run] device = {wanted!r} is no torch device; write auto, cpu, cuda, cuda:1 or mps") from error
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     found = accelerator.type if accelerator else "none"
     if device.type not in ("cpu", found):
         raise InputError(f"[run] device = {wanted!r} is not there; this machine's accelerator: {found}; auto takes the best there is")
@@ -162,13 +160,17 @@ class Engine:
 
     def prepare(self, trainable: nn.Module, optimizer: Optimizer) -> Any:
         """Prepare module and optimizer; returns the module to call."""
+        self.take(optimizer)
+        prepared, self._wrapped = self.accelerator.prepare(trainable, optimizer)
+        return prepared
+
+    def take(self, optimizer: Optimizer) -> None:
+        """Train with this optimizer from now on, at the weights that it trains at."""
         self._optimizer = optimizer
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._switching = [part for part in parts_of(optimizer) if isinstance(part, Switching)]
         for part in self._switching:
             part.train()
-        prepared, self._wrapped = self.accelerator.prepare(trainable, optimizer)
-        return prepared
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss, scaled up where fp16 needs it."""
@@ -256,7 +258,8 @@ def _divided(groups: Iterable[dict[str, Any]], trunk: Sequence[TrunkModule]) -> 
 def make_optimizer(parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], table: OptimizerTable) -> Optimizer:
     """The optimizer that `[optimizer]` describes, of parameters or groups; InputError with its own words if it refuses its arguments."""
     kind = optimizer_class(table.type)
-    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in table.arguments.items()}
+    given_by_name = {**IMPLIED.get(table.type, {}), **table.arguments}
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in given_by_name.items()}
     if kind.__module__.startswith("torch.optim") and kind.__name__ in FUSED and not {"fused", "foreach"} & set(arguments):
         arguments["fused"] = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,8 +12,9 @@ from torch.optim import Optimizer
 
 from .combined import parts_of
 from .config import Config
+from .config.optimizers import optimizer_class
 from .config.tables import OptimizerTable
-from .engine import Switching, make_optimizer
+from .engine import FUSED, Switching, choose_device, make_optimizer
 from .errors import InputError
 from .live import LiveTensors, num_bytes
 from .rehearsal import Phase, Size, rehearse
@@ -26,11 +28,15 @@ EDGE = 128
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes on the device in each phase, and the size of samples that they are of; without phases `reason` says why."""
+    """Bytes on the device in each phase, and the size of samples that they are of; without phases `reason` says why.
+
+    `unknown` are the encoders that could not be counted, for their configuration is not on this machine.
+    """
 
     size: Size
     phases: tuple[Phase, ...]
     reason: str | None = None
+    unknown: tuple[str, ...] = ()
 
     @property
     def peak(self) -> int:
@@ -44,27 +50,52 @@ def forecast(config: Config, cast: Assembly, size: Size) -> Forecast:
     if each is None:
         return Forecast(size, (), f"what {config.optimizer.type} keeps of each weight is only known where it can make a step")
     try:
-        return Forecast(size, tuple(rehearse(config, cast, size, each)))
+        phases, unknown = rehearse(config, cast, size, each)
+        return Forecast(size, tuple(phases), unknown=tuple(unknown))
     except NotRehearsed as error:
         return Forecast(size, (), str(error))
 
 
 def optimizer_bytes(config: Config) -> OptimizerBytes | None:
-    """What the optimizer takes, found by letting it make steps; None if it cannot here."""
-    table = config.optimizer.model_copy(update={"fused_backward_pass": False})
+    """What the optimizer takes, found by letting it make steps, on the run's device if that is here; None if it cannot here.
+
+    What a kernel makes for itself does not count, as nowhere in a forecast, even where it is written of other operations, as
+    bitsandbytes' are for the CPU.
+    """
+    table = config.optimizer.model_copy(update={"fused_backward_pass": False, **_chosen_on_a_gpu(config)})
+    device, dtype = _device(config), DTYPES[config.run.weights]
     try:
         with torch.compiler.set_stance("force_eager"):  # torchao's would be compiled, which takes long and cannot be watched
-            (one, _, _), (two, state, switches) = (_updated(count, table, DTYPES[config.run.weights]) for count in (1, 2))
+            (one, _, _), (two, first, _), (four, all_kept, switches) = (_updated(count, table, device, dtype) for count in (1, 2, 4))
     except (InputError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError):
         return None  # it steps only on the device or the shapes that it is made for
-    at_once = two > 1.5 * one
-    values = EDGE * EDGE
-    return OptimizerBytes(state / (2 * values), two / (2 * values) if at_once else one / values, at_once, switches)
+    values, has_one_for_each = EDGE * EDGE, config.optimizer.fused_backward_pass
+    at_once = four > 1.5 * two and not has_one_for_each
+    update = four / 4 if at_once else one if has_one_for_each else two  # what was made of one may be there while the next is updated
+    kept = (all_kept - first) / 2  # without what all weights share
+    return OptimizerBytes(kept / values, update / values, at_once, switches)
 
 
-def _updated(count: int, table: OptimizerTable, dtype: torch.dtype) -> tuple[int, int, bool]:
+def _device(config: Config) -> torch.device:
+    """The run's device, or the CPU where that is not here."""
+    try:
+        return choose_device(config.run.device)
+    except InputError:
+        return torch.device("cpu")
+
+
+def _chosen_on_a_gpu(config: Config) -> dict[str, bool]:
+    """What torch's optimizers choose for themselves on a GPU and not on the CPU: kernels that take all weights at once."""
+    kind, given = optimizer_class(config.optimizer.type), config.optimizer.arguments
+    is_torchs = kind.__module__.startswith("torch.optim") and kind.__name__ not in FUSED
+    if config.run.device == "cpu" or not is_torchs or {"foreach", "fused"} & given.keys():
+        return {}
+    return {"foreach": True} if "foreach" in inspect.signature(kind).parameters else {}
+
+
+def _updated(count: int, table: OptimizerTable, device: torch.device, dtype: torch.dtype) -> tuple[int, int, bool]:
     """Bytes that came and went while so many matrices were updated, those that are kept of them, and whether two sets of weights are."""
-    weights = [torch.nn.Parameter(torch.zeros(EDGE, EDGE, dtype=dtype)) for _ in range(count)]
+    weights = [torch.nn.Parameter(torch.zeros(EDGE, EDGE, dtype=dtype, device=device)) for _ in range(count)]
     optimizer = make_optimizer(weights, table)
     parts = parts_of(optimizer)
     switching = [part for part in parts if isinstance(part, Switching)]

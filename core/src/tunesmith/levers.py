@@ -5,25 +5,29 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from .config import Config
 from .config.datasets import SampleTable
 from .discovery import installed, load_class
 from .errors import InputError
-from .plugin import Lever, Stage
+from .family import FamilyPlugin
+from .plugin import Lever
 
 ROUNDED_AWAY = 3.0
 """The price of trained weights in few bits, which lose small updates."""
 
 
 def all_levers(config: Config) -> list[Lever]:
-    """Whatever could save memory in this run, the cheapest first; plugins that cannot be imported have no say."""
-    found = list(core_levers(config))
+    """Whatever could save memory in this run, the cheapest first; plugins that cannot be imported have no say, nor have other families."""
+    found, settings = list(core_levers(config)), config.settings()
     for name in sorted(installed()):
         try:
-            found += load_class(name).levers
+            plugin = load_class(name)
         except InputError:
             continue
+        if name == config.family or not issubclass(plugin, FamilyPlugin):
+            found += (lever for lever in plugin.levers if not _is_so(lever, settings))
     return sorted(found, key=lambda lever: (lever.price, assignments(lever)))
 
 
@@ -34,10 +38,6 @@ def core_levers(config: Config) -> Iterator[Lever]:
         yield Lever({"run.cache": True}, "room on the disk, and a phase in which the cache is filled", 0.0)
     if (smaller := _smaller_batches(config)) is not None:
         yield smaller
-    if getattr(config.model, "vae_slicing", None) is False:
-        yield Lever({"model.vae_slicing": True}, "a little time while the cache is filled", 0.02)
-    if getattr(config.model, "vae_tiling", None) is False:
-        yield Lever({"model.vae_tiling": True}, "latents and pixels of samples larger than a tile change a little", 0.05)
     if run.gradient_checkpointing is False:
         yield Lever({"run.gradient_checkpointing": 2}, "every second block is computed twice", 0.17)
     if run.gradient_checkpointing is not True:
@@ -51,13 +51,11 @@ def core_levers(config: Config) -> Iterator[Lever]:
         told = "gradients are not clipped by their norm, and not accumulated"
         yield Lever({"optimizer.fused_backward_pass": True, **unclipped}, told, 0.6)
     if run.weights == "fp32":
-        adapts = any(plugin.stage is Stage.ADAPT for plugin in config.classes.values())
-        told = "frozen weights are rounded" if adapts else "small updates of the weights are rounded away"
-        yield Lever({"run.weights": "bf16"}, told, 0.7 if adapts else ROUNDED_AWAY)
+        told = "small updates of the weights are rounded away" if config.trains_base else "frozen weights are rounded"
+        yield Lever({"run.weights": "bf16"}, told, ROUNDED_AWAY if config.trains_base else 0.7)
     if run.weights == "fp32" and optimizer.type == "adamw":
         told = "weights have few digits, and are rounded by chance so that small updates count"
-        stochastic: dict[str, bool | str] = {"optimizer.type": "adamw_stochastic", "optimizer.bf16_stochastic_round": True}
-        yield Lever({"run.weights": "bf16", **stochastic}, told, ROUNDED_AWAY / 2)
+        yield Lever({"run.weights": "bf16", "optimizer.type": "adamw_stochastic"}, told, ROUNDED_AWAY / 2)
 
 
 def assignments(lever: Lever) -> tuple[str, ...]:
@@ -70,6 +68,18 @@ def written(value: bool | float | str) -> str:
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w-]*", value) and value not in ("true", "false", "inf", "nan"):
         return value
     return json.dumps(value)
+
+
+def _is_so(lever: Lever, settings: dict[str, Any]) -> bool:
+    """Whether a lever would change nothing, for all that it sets is set."""
+    return all(_setting(settings, key.split(".")) == value for key, value in lever.changes.items())
+
+
+def _setting(here: Any, parts: list[str]) -> Any:
+    """What stands at a dotted key; None where nothing does."""
+    for part in parts:
+        here = here.get(part) if isinstance(here, dict) else None
+    return here
 
 
 def _smaller_batches(config: Config) -> Lever | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from .config import Config
 from .config.datasets import SampleTable
@@ -50,6 +50,7 @@ class MemoryFacts:
     """What a run takes of the device's memory, in bytes, with batches of `batch_size` samples of this size.
 
     `parameters` are those of the denoiser. Where it cannot be told there are no `phases`, `peak` is None, and `reason` says why.
+    `notes` are sentences on what could not be counted.
     """
 
     parameters: int
@@ -58,6 +59,7 @@ class MemoryFacts:
     phases: list[PhaseFacts]
     peak: int | None
     reason: str | None
+    notes: list[str] = field(default_factory=list)
 
 
 def largest_samples(family: Family, datasets: dict[int, Dataset], config: Config) -> Largest:
@@ -94,6 +96,16 @@ def foretell(config: Config, cast: Assembly, largest: Largest) -> Forecast:
 def facts_of(phases: Sequence[Phase]) -> list[PhaseFacts]:
     """Phases as they are told."""
     return [PhaseFacts(one.name, one.weights, one.gradients, one.optimizer, one.activations, one.peak) for one in phases]
+
+
+def notes_of(told: Forecast, config: Config) -> list[str]:
+    """What a forecast leaves out."""
+    if not told.unknown:
+        return []
+    when = "while the cache is filled" if config.run.cache else "in every step, where samples are encoded"
+    one = len(told.unknown) == 1
+    lacking = f"{' and '.join(told.unknown)}, whose {'configuration is' if one else 'configurations are'} not on this machine"
+    return [f"not counted {when}: {lacking}; a run fetches {'it' if one else 'them'}, and a plan after that counts all"]
 
 
 def _tokens(family: Family, size: Size) -> int:

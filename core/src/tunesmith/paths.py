@@ -15,6 +15,12 @@ def _base(info: ValidationInfo | None) -> Path:
     return Path(info.context["base"]) if info is not None and info.context else Path()
 
 
+def _named(value: Any) -> Any:
+    if isinstance(value, str) and not value.strip():  # which would be the folder that paths are relative to
+        raise ValueError("names nothing; write a path, or take this out")
+    return value
+
+
 def _resolve_path(value: Path, info: ValidationInfo | None) -> Path:
     if "\0" in str(value):
         raise ValueError("a path cannot hold a NUL character")
@@ -31,6 +37,8 @@ def _resolve_path(value: Path, info: ValidationInfo | None) -> Path:
 
 
 def _resolve_source(value: str, info: ValidationInfo) -> str:
+    if not value.strip():
+        raise ValueError("names nothing; write a folder or a Hub id, or take this out")
     folder = _resolve_path(Path(value), info)
     return str(folder) if os.path.isdir(folder) or value.startswith((".", "~", "/")) else value
 
@@ -57,10 +65,10 @@ def is_url(path: str) -> bool:
 DataPath: TypeAlias = Annotated[str, BeforeValidator(_as_text), AfterValidator(_resolve_data)]
 """Where a dataset's files are: a URL, or a path relative to the config file's folder."""
 
-InputPath: TypeAlias = Annotated[Path, AfterValidator(_resolve_path)]
+InputPath: TypeAlias = Annotated[Path, BeforeValidator(_named), AfterValidator(_resolve_path)]
 """A file or folder that a setting names; validation makes it relative to the config file's folder."""
 
-OutputPath: TypeAlias = Annotated[Path, AfterValidator(_resolve_output)]
+OutputPath: TypeAlias = Annotated[Path, BeforeValidator(_named), AfterValidator(_resolve_output)]
 """A folder to write to, relative to where `tune` is started."""
 
 ModelSource: TypeAlias = Annotated[str, AfterValidator(_resolve_source)]

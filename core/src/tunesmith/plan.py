@@ -29,8 +29,7 @@ from .errors import InputError
 from .family import Family
 from .hooks import HookCaller
 from .noise import SigmaSampler
-from .outlook import Largest, MemoryFacts, facts_of, foretell, largest_samples
-from .plugin import Stage
+from .outlook import Largest, MemoryFacts, facts_of, foretell, largest_samples, notes_of
 from .previews import count_previews
 from .savings import Savings, Tell, savings
 from .session import FILE_HASHES, Assembly, assemble, remarks, survey_data, total_steps
@@ -91,11 +90,14 @@ class Plan:
         return PlanScreen(self)
 
 
-def make_plan(config: Config, sheet: Path | None = None, vram: int | None = None, tell: Tell = lambda text: None) -> Plan:
+def make_plan(
+    config: Config, sheet: Path | None = None, vram: int | None = None, tell: Tell = lambda text: None, forecasts: bool = True
+) -> Plan:
     """Look at the data and the model's configuration, and draw a contact sheet where one is asked for.
 
-    With the bytes of a device, `vram`, look for what would fit on it; `tell` is told what is being looked at. InputError where
-    there can be no plan; datasets that keep the run from starting are problems of the plan.
+    With the bytes of a device, `vram`, look for what would fit on it; `tell` is told what is being looked at. Unless it
+    `forecasts`, memory is not gone through, which takes the most of the time. InputError where there can be no plan; datasets
+    that keep the run from starting are problems of the plan.
     """
     if sheet is not None:
         check_place(sheet, [Path(table.path) for table in config.datasets if table.path is not None])
@@ -112,20 +114,17 @@ def make_plan(config: Config, sheet: Path | None = None, vram: int | None = None
     order = Order(trained, config.run.seed, cached=bool(config.run.cache), accumulation=accumulation)
     steps = total_steps(config, order)
     batches_a_step = accumulation * processes
-    adapts = any(plugin.stage is Stage.ADAPT for plugin in cast.hooks.plugins)
     parts = shares(trained, accumulation, steps)
     made = _made(config, family)
     look = partial(examine, family=family, batches_a_step=batches_a_step, values=_values(config, family))
     facts = [look(dataset, share=parts.get(dataset.name, 0.0)) for dataset in datasets]
     notes = remarks(config, cast)
-    notes += [*filter(None, map(heavy_loss, datasets)), *_notes(config, steps, processes, adapts), *_unread_masks(config, cast.hooks)]
+    notes += [*filter(None, map(heavy_loss, datasets)), *_notes(config, steps, processes), *_unread_masks(config, cast.hooks)]
     num_samples = count_previews(config, datasets) * len(made.sizes) * len(config.validation.seeds)
     notes += _beyond_training(made, trained) if num_samples else ()
-    drawn = None
-    if sheet is not None:
-        drawn, told = draw_sheet(order, sheet) if trained else (None, ["no contact sheet is drawn: there is no whole batch of anything"])
-        notes += told
-    unknown = "the run cannot start as it is" if problems else "it is made for one process alone" if processes > 1 else None
+    drawn, told = _drawn(order, bool(trained), sheet)
+    notes += told
+    unknown = _unknown(problems, processes) if forecasts else "it was not asked for"
     taken, saved = _memory(config, cast, largest_samples(family, surveyed, config), unknown, vram, tell)
     return Plan(
         run=config.run_name,
@@ -145,12 +144,24 @@ def make_plan(config: Config, sheet: Path | None = None, vram: int | None = None
         validation_samples=num_samples,
         validation=made,
         memory=taken,
-        trains_base=not adapts,
+        trains_base=config.trains_base,
         notes=notes,
         duplicates=_duplicates(config, datasets),
         sheet=drawn,
         savings=saved,
     )
+
+
+def _drawn(order: Order, has_batches: bool, sheet: Path | None) -> tuple[str | None, list[str]]:
+    """The contact sheet, where one is asked for, and what there is to say of it."""
+    if sheet is None:
+        return None, []
+    return draw_sheet(order, sheet) if has_batches else (None, ["no contact sheet is drawn: there is no whole batch of anything"])
+
+
+def _unknown(problems: Sequence[Problem], processes: int) -> str | None:
+    """Why it cannot be told what memory the run takes."""
+    return "the run cannot start as it is" if problems else "it is made for one process alone" if processes > 1 else None
 
 
 def world_size(environment: Mapping[str, str]) -> int:
@@ -189,7 +200,8 @@ def _memory(
         return MemoryFacts(parameters, largest.size, batch_size, [], None, unknown), None
     tell("memory")
     told = foretell(config, cast, largest)
-    facts = MemoryFacts(parameters, largest.size, batch_size, facts_of(told.phases), told.peak if told.phases else None, told.reason)
+    peak, notes = told.peak if told.phases else None, notes_of(told, config)
+    facts = MemoryFacts(parameters, largest.size, batch_size, facts_of(told.phases), peak, told.reason, notes)
     return facts, None if vram is None or not told.phases else savings(config, largest, told.phases, vram, tell)
 
 
@@ -233,13 +245,13 @@ def _beyond_training(made: PreviewFacts, trained: Sequence[Dataset]) -> Iterator
         )
 
 
-def _notes(config: Config, steps: int, processes: int, adapts: bool) -> Iterator[str]:
+def _notes(config: Config, steps: int, processes: int) -> Iterator[str]:
     """What is allowed and probably not meant, and what this very machine would refuse."""
     for table in config.datasets:
         if not isinstance(table, SampleTable):
             continue
         if table.is_regularisation:
-            yield _regularisation(table.name or "", adapts)
+            yield _regularisation(table.name or "", config.trains_base)
         if 0 < steps <= table.start_step:
             yield f"dataset {table.name!r} is never trained on: it comes in at step {table.start_step}, and the run has {steps}"
     if steps and config.optimizer.warmup >= steps:
@@ -263,12 +275,10 @@ def _unread_masks(config: Config, hooks: HookCaller) -> Iterator[str]:
             )
 
 
-def _regularisation(name: str, adapts: bool) -> str:
-    if adapts:
+def _regularisation(name: str, trains_base: bool) -> str:
+    if trains_base:
         return (
-            f"dataset {name!r} keeps what the model knows (is_regularisation): its target is the model's own prediction without the adapter"
+            f"dataset {name!r} is ordinary data in this run: is_regularisation needs an adapter, without which the model could predict "
+            "its target; the whole model is trained here"
         )
-    return (
-        f"dataset {name!r} is ordinary data in this run: is_regularisation needs an adapter, without which the model could predict "
-        "its target; the whole model is trained here"
-    )
+    return f"dataset {name!r} keeps what the model knows (is_regularisation): its target is the model's own prediction without the adapter"

@@ -110,6 +110,7 @@ def _memory(memory: MemoryFacts) -> Iterator[Block]:
     count = "one sample" if memory.batch_size == 1 else f"{memory.batch_size} samples"
     yield Line(f"{told}, forecast for {count} of {size.width}x{size.height}{frames} at a time:")
     yield Grid(("phase", "weights", "gradients", "optimizer", "activations", "peak"), [_phase(one) for one in memory.phases], "phases")
+    yield from (Line(f"  note: {note}", "yellow") for note in memory.notes)
 
 
 def _phase(one: PhaseFacts) -> tuple[str, ...]:

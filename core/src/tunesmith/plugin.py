@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, field_validator
+
+from .strictness import misread
 
 if TYPE_CHECKING:
     from .batch import Field, FieldShape
@@ -64,11 +66,13 @@ LAST_RESORT = 100.0
 
 
 class Settings(BaseModel):
-    """A table of the config: unknown keys are errors, values never change, every field is described."""
+    """A table of the config: unknown keys are errors, values are as they are written and never change, every field is described."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
     refused_keys: ClassVar[Mapping[str, str]] = {}
     """Unknown keys that somebody may write who comes from elsewhere, each with the reason why there is no such setting."""
+    may_change: ClassVar[frozenset[str]] = frozenset()
+    """Settings of a family or a plugin that a resumed run may have otherwise: what they change is no part of what is learnt."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -76,6 +80,15 @@ class Settings(BaseModel):
         bare = [name for name, field in cls.model_fields.items() if not field.description]
         if bare:
             raise TypeError(f"{cls.__name__}: these settings have no description: {', '.join(bare)}")
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _as_written(cls, written: Any, read: ValidatorFunctionWrapHandler) -> Any:
+        value = read(written)
+        wrong = list(misread(written, value))
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return value
 
 
 class NoSettings(Settings):
@@ -102,7 +115,7 @@ class Plugin(Generic[S]):
     conflicts: ClassVar[Mapping[str, str]] = {}
     """Names of plugins that cannot be on at the same time, each with the reason."""
     levers: ClassVar[tuple[Lever, ...]] = ()
-    """Settings of this plugin that save memory; they are asked for whether it is active or not."""
+    """Settings of this plugin that save memory; they are asked for whether it is active or not, of families only the run's own."""
     settings_type: ClassVar[type[Settings]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -142,6 +155,17 @@ class Plugin(Generic[S]):
         """
         return ()
 
+    def packs(self, config: Config, family: Family) -> Collection[str]:
+        """The denoiser's layers, by path, whose frozen weights this plugin keeps in a form that nothing can be added to."""
+        return ()
+
+    def needs_weights(self, config: Config, family: Family) -> Mapping[str, str]:
+        """The denoiser's layers, by path, whose weights this plugin must find as they are, each with what for, in a word or two.
+
+        Refused where another plugin packs one of them.
+        """
+        return {}
+
     def fields(self, run: Run) -> Sequence[Field]:
         """The batch fields that this plugin's `encode_batch` writes."""
         return ()
@@ -149,6 +173,9 @@ class Plugin(Generic[S]):
     def field_shapes(self, config: Config, family: Family, frames: int, height: int, width: int) -> Mapping[str, FieldShape]:
         """What the fields that this plugin writes look like for samples of this size in pixels; for the forecast of memory."""
         return {}
+
+    def rehearse_saving(self, run: Run) -> None:
+        """Take of the device what this plugin's part in `save_checkpoint` takes, and write nothing; for the forecast of memory."""
 
     def alters(self, field: Field) -> str:
         """What this plugin changes in how a field that another plugin writes is made; it counts in the keys of the cache."""

@@ -14,12 +14,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .activations import saved_tensors
-from .batch import LATENTS, LATENTS_STD, PIXELS, PROMPT_EMBEDS, Batch, Caption, Crop, FieldShape, FieldValue, Ragged, Source, Window
+from .batch import AUDIO, HISTORY, LATENTS, LATENTS_STD, PIXELS, Batch, Caption, Crop, FieldShape, FieldValue, Ragged, Source, Window
 from .config import Config
 from .config.datasets import SampleTable
+from .data.given import CONTROL, REFERENCE
 from .data.hashing import FileHashes
+from .encoding.encode import encode
 from .family import Family, FamilyPlugin
-from .hooks import HookCaller, hookimpl
+from .hooks import HookCaller, blamed_on, hookimpl
 from .live import LiveTensors, num_bytes
 from .media import Report
 from .objective import mix
@@ -41,10 +43,10 @@ from .understudies import (
 )
 from .validation import sizes
 
-TEXT_ENCODER, AUTOENCODER = "text_encoder", "vae"
-"""Encoders whose work is gone through, where an outline has them; of all others the weights count."""
 TEXT = "a sample"
 """A caption; whatever it says, a family encodes as many tokens as there may be."""
+FPS = 16.0
+"""The rate of clips, which takes nothing but the sound of their time."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Rehearsal(Run):
     live: LiveTensors
     sampling = (0, 0, 0)
     """Bytes that were there when a sample was begun, how many of them were the optimizer's, and the most until it was made."""
+    unknown: list[str]
+    """Encoders that make fields and are not there, for they cannot be had without their weights."""
 
     @classmethod
     @contextmanager
@@ -91,7 +95,7 @@ class Rehearsal(Run):
             hashes = stack.enter_context(FileHashes(Path(stack.enter_context(TemporaryDirectory())) / "files.sqlite"))
             stack.enter_context(modules_move())
             run = cls(config, cast.family, hooks, EngineUnderstudy(config.run), directory, hashes, Progress("quiet"))
-            run.live = live
+            run.live, run.unknown = live, []
             run.total_steps = config.run.steps or 2
             run.step = run.total_steps // 2
             yield run
@@ -116,6 +120,7 @@ class _Sampler(Plugin[NoSettings]):
 
     @hookimpl
     def validate(self, run: Rehearsal, report: Report) -> None:
+        """Note on the run what one sample takes."""
         there, state = run.settled(), run.state_bytes
         guidance = run.family.defaults.guidance if run.config.validation.guidance is None else run.config.validation.guidance
         decoder = run.load(Part.DECODER)
@@ -133,8 +138,8 @@ def preview_size(config: Config, family: Family) -> Size:
     return Size(family.round_frames(config.validation.num_frames or family.defaults.frames), height, width)
 
 
-def rehearse(config: Config, cast: Assembly, size: Size, each: OptimizerBytes) -> list[Phase]:
-    """What each phase of a run takes with samples of this size; NotRehearsed where the family cannot tell.
+def rehearse(config: Config, cast: Assembly, size: Size, each: OptimizerBytes) -> tuple[list[Phase], list[str]]:
+    """What each phase takes with samples of this size, and the encoders that are not known here; NotRehearsed where the family is not.
 
     A run that keeps nothing in a cache has no phase of caching, and one that makes no samples none of validation. The optimizer
     takes `each` for a trained weight. The plugins of `cast` take part, and are of no use for a real run afterwards.
@@ -144,7 +149,7 @@ def rehearse(config: Config, cast: Assembly, size: Size, each: OptimizerBytes) -
         phases.append(_training(run, size, each))
         if makes_samples(config):
             phases.append(_validation(run))
-        return [*phases, _saving(run)]
+        return [*phases, _saving(run)], run.unknown
 
 
 def makes_samples(config: Config) -> bool:
@@ -162,16 +167,38 @@ def _caching(run: Rehearsal, size: Size) -> Phase:
     return phase
 
 
-def _encode(run: Run, size: Size) -> None:
-    """Encode captions, and then samples."""
-    known, batch_size = run.encoders.encoders, run.config.run.batch_size
-    captions = (Caption(TEXT),) * batch_size
-    if TEXT_ENCODER in known:
-        run.hooks.encode_batch(run, Batch(captions=captions, wanted=frozenset({PROMPT_EMBEDS})))
-    if AUTOENCODER in known:
-        sides = (size.height, size.width) if size.frames == 1 else (size.frames, size.height, size.width)
-        pixels = {PIXELS: torch.empty(batch_size, 3, *sides)}
-        run.hooks.encode_batch(run, Batch(_sources(size, batch_size), captions, pixels, wanted=frozenset({LATENTS})))
+def _encode(run: Rehearsal, size: Size) -> None:
+    """Encode captions, and then samples, as far as it is said what their fields are made of and by whom."""
+    known, count = run.encoders.encoders, run.config.run.batch_size
+    captions, inputs = (Caption(TEXT),) * count, _inputs(run.family, size)
+    shapes = {key: shape for key, shape in _shapes(run, size).items() if shape.needs is not None and inputs.keys() >= {*shape.needs}}
+    run.unknown = sorted({shape.encoder for shape in shapes.values() if shape.encoder is not None} - known.keys())
+    shapes = {key: shape for key, shape in shapes.items() if shape.encoder not in run.unknown}
+    of_captions, of_samples = ([key for key, shape in shapes.items() if bool(shape.needs) is kind] for kind in (False, True))
+    if of_captions:
+        encode(run, Batch(captions=captions, wanted=frozenset(of_captions)))
+    if of_samples:
+        needs = {need for key in of_samples for need in shapes[key].needs or ()}
+        given = {need: torch.empty(count, *inputs[need]) for need in needs}
+        encode(run, Batch(_sources(run, size, count), captions, given, wanted=frozenset(of_samples)))
+
+
+def _inputs(family: Family, size: Size) -> dict[str, tuple[int, ...]]:
+    """The shapes of all that a sample of this size may be decoded to."""
+    picture: tuple[int, ...] = (3, size.height, size.width)
+    clip = picture if size.frames == 1 else (3, size.frames, size.height, size.width)
+    shapes = {PIXELS: clip, REFERENCE: picture, CONTROL: clip, HISTORY: (3, family.history, size.height, size.width)}
+    if family.sound is not None:
+        shapes[AUDIO] = (family.sound.channels, round(size.frames / FPS * family.sound.sample_rate))
+    return shapes
+
+
+def _shapes(run: Run, size: Size) -> dict[str, FieldShape]:
+    """What is known of the fields of samples of this size."""
+    shapes: dict[str, FieldShape] = {}
+    for plugin in run.plugins:
+        shapes |= plugin.field_shapes(run.config, run.family, size.frames, size.height, size.width)
+    return shapes
 
 
 def _training(run: Rehearsal, size: Size, each: OptimizerBytes) -> Phase:
@@ -193,7 +220,7 @@ def _training(run: Rehearsal, size: Size, each: OptimizerBytes) -> Phase:
     return Phase("training", weights, gradients, state, run.live.peak - weights - gradients - state)
 
 
-def _backward(run: Run, size: Size) -> Step:
+def _backward(run: Rehearsal, size: Size) -> Step:
     """One micro-batch."""
     if not run.config.run.cache:
         _encode(run, size)
@@ -219,16 +246,16 @@ def _validation(run: Rehearsal) -> Phase:
 def _saving(run: Rehearsal) -> Phase:
     weights = run.settled() - run.state_bytes
     with run.engine.weights_to_use():
-        return Phase("saving", weights, 0, run.state_bytes, run.live.peak - weights - run.state_bytes)
+        for plugin in run.plugins:
+            with blamed_on(plugin.name, "rehearse_saving"):
+                plugin.rehearse_saving(run)
+    return Phase("saving", weights, 0, run.state_bytes, run.live.peak - weights - run.state_bytes)
 
 
 def step_of(run: Run, size: Size, batch_size: int, gives_first_frame: bool = False) -> Step:
     """A micro-batch of samples of this size with nothing in them, whose first frames may be given."""
-    shapes: dict[str, FieldShape] = {}
-    for plugin in run.plugins:
-        shapes |= plugin.field_shapes(run.config, run.family, size.frames, size.height, size.width)
-    fields: dict[str, FieldValue] = {key: _value(shape, batch_size) for key, shape in shapes.items()}
-    batch = Batch(_sources(size, batch_size), (Caption(TEXT),) * batch_size, fields=fields)
+    fields: dict[str, FieldValue] = {key: _value(shape, batch_size) for key, shape in _shapes(run, size).items()}
+    batch = Batch(_sources(run, size, batch_size), (Caption(TEXT),) * batch_size, fields=fields)
     latents, sigma = batch.tensor(LATENTS), torch.full((batch_size,), 0.5)
     if LATENTS_STD in fields:
         latents = latents + batch.tensor(LATENTS_STD) * torch.empty_like(latents)
@@ -250,9 +277,10 @@ def _value(shape: FieldShape, batch_size: int) -> FieldValue:
     return torch.empty((batch_size, *shape.shape), dtype=shape.dtype)
 
 
-def _sources(size: Size, count: int) -> tuple[Source, ...]:
+def _sources(run: Run, size: Size, count: int) -> tuple[Source, ...]:
+    """Samples that begin where there is all that a family sees of the time before them."""
     edges = (size.width, size.height)
-    window = Window(0.0, size.frames, 16.0) if size.frames > 1 else None
+    window = Window(run.family.history / FPS, size.frames, FPS) if size.frames > 1 else None
     return (Source("rehearsal", Path("sample"), Caption(TEXT), Crop(edges, edges, (0, 0)), window),) * count
 
 

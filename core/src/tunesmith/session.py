@@ -37,6 +37,7 @@ from .hookspecs import Hooks
 from .listing.index import Index
 from .model import Trainable
 from .ordering import ordered
+from .packing import needed_but_packed
 from .plugin import Part, Plugin
 from .previews import captions, complaints, previews
 from .progress import Progress
@@ -87,7 +88,8 @@ def assemble(config: Config) -> Assembly:
     problems += [config.problem(key, sentence) for key, sentence in complaints(config, family, list(made.values()))]
     problems += [config.problem(("plugins", name), sentence) for name, sentence in _on_blocks(made.values(), family)]
     if not problems:
-        problems = [config.problem(("plugins", name), sentence) for name, sentence in _unknown_blocks(made.values(), family)]
+        found = chain(_unknown_blocks(made.values(), family), needed_but_packed(made.values(), config, family))
+        problems = [config.problem(("plugins", name), sentence) for name, sentence in found]
     if problems:
         raise ConfigErrors(problems)
     return Assembly(family, HookCaller(made[name] for name in order))

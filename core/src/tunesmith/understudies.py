@@ -41,6 +41,10 @@ class FamilyUnderstudy(FamilyPlugin[Any]):
         """Those of the plugin."""
         return self.plugin.field_shapes(config, family, frames, height, width)
 
+    def rehearse_saving(self, run: Run) -> None:
+        """As the plugin does it."""
+        self.plugin.rehearse_saving(run)
+
     @hookimpl
     def load_model(self, run: Run, part: Part) -> Model:
         """An outline of the part; NotRehearsed where the plugin has none."""
@@ -104,9 +108,7 @@ class EngineUnderstudy(Engine):
 
     def prepare(self, trainable: nn.Module, optimizer: Optimizer) -> Any:
         """Take the optimizer as it is."""
-        self._optimizer = optimizer
-        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._switching = [optimizer] if isinstance(optimizer, SwitchingUnderstudy) else []
+        self.take(optimizer)
         return trainable
 
 

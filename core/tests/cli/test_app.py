@@ -56,7 +56,7 @@ def session(monkeypatch) -> types.SimpleNamespace:
     who = {"load_model": [("outer", "wrapper"), ("inner", "wrapper"), ("toyfamily", "provider")], "log": []}
     fake_session = types.SimpleNamespace(run=run, explain=lambda config: who)
     monkeypatch.setitem(sys.modules, "tunesmith.session", fake_session)
-    monkeypatch.setitem(sys.modules, "tunesmith.plan", types.SimpleNamespace(make_plan=lambda config, sheet, vram, tell: plan))
+    monkeypatch.setitem(sys.modules, "tunesmith.plan", types.SimpleNamespace(make_plan=lambda *given, forecasts: plan))
     return made
 
 

@@ -143,7 +143,7 @@ block = "four"
         ("pattern = ''\nnested.depht = 1", "18: [plugins.toyloss] unknown setting 'depht'; did you mean 'depth'? in nested"),
         ("pattern = ''\nnested.depth = 0", "18: [plugins.toyloss] nested.depth = 0: should be at least 1"),
         ("pattern = ''\nnested = 1", "18: [plugins.toyloss] nested = 1: should be a table"),
-        ("pattern = ''\nnested.depth = true", "18: [plugins.toyloss] nested.depth = true: should be a number"),
+        ("pattern = ''\nnested.depth = true", "18: [plugins.toyloss] nested.depth = true: should be a whole number"),
         ("pattern = ''\nenabled = 1", "18: [plugins.toyloss] enabled = 1: should be true or false"),
         ("pattern = ''\nfile = '~nobody-of-that-name/x'", "there is no such user, whose home this would be"),
         ('pattern = ""\nfile = "\\u0000"', "a path cannot hold a NUL character"),

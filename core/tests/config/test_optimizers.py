@@ -67,10 +67,16 @@ PRODIGY = "prodigy finds its own rate and multiplies it by lr: with lr = {} next
         ({"betas": [0.9, 1.5]}, ("betas", "adamw refuses its arguments: Invalid beta parameter at index 1: 1.5")),
         ({"type": "sgd", "momentum": -1}, ("momentum", "sgd refuses its arguments: Invalid momentum value: -1")),
         ({"type": "adamw8bit", "betas": [2, 0.9]}, ("betas", "adamw8bit refuses its arguments: Invalid beta parameter at index 0: 2")),
-        ({"type": "stableadamw", "betas": [0.9]}, ("type", "stableadamw refuses its arguments: list index out of range")),
+        ({"betas": [0.9]}, ("betas", "betas = [0.9]: should be an array of 2 numbers")),
+        ({"type": "adamw8bit", "betas": [0.9]}, ("betas", "betas = [0.9]: should be an array of 2 numbers")),
+        ({"type": "ademamix8bit", "betas": [0.9, 0.99]}, ("betas", "betas = [0.9, 0.99]: should be an array of 3 numbers")),
+        ({"type": "stableadamw", "betas": 0.9}, ("betas", "betas = 0.9: should be an array of 2 numbers")),
+        ({"type": "muon", "adamw_betas": [0.9, "0.99"]}, ("adamw_betas", "adamw_betas = [0.9, '0.99']: should be an array of 2 numbers")),
+        ({"type": "adamw8bit", "amsgrad": "yes"}, ("amsgrad", "amsgrad = 'yes': should be true or false")),
+        ({"type": "torch.optim.AdamW", "weight_decay": True}, ("weight_decay", "weight_decay = true: should be a number")),
         ({"type": "prodigy"}, ("type", PRODIGY.format("0.0001"))),
         ({"type": "prodigyopt.Prodigy", "lr": 1e-3}, ("lr", PRODIGY.format("0.001").replace("prodigy", "prodigyopt.Prodigy", 1))),
-        ({"eps": "x"}, ("type", "adamw refuses its arguments: '<=' not supported between instances of 'float' and 'str'")),
+        ({"eps": "x"}, ("eps", "eps = 'x': should be a number")),
     ],
 )
 def test_arguments_that_the_optimizer_does_not_take(table, problem):

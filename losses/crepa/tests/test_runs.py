@@ -108,6 +108,16 @@ def test_without_a_cache_the_encoder_is_called_in_every_step_until_the_weight_is
     assert 3 <= len(calls) < 12 - 3
 
 
+def test_where_values_are_kept_changes_no_number_and_beside_what_they_were_encoded_no_more_than_rounding(train, tmp_path):
+    runs = {"disk": "true", "memory": "'memory'"}
+    own, kept = (train("sana_video", name, "", "", "run.batch_size=2", f"run.cache={cache}").steps for name, cache in runs.items())
+    assert own == kept
+    filled = f"run.cache_dir={str(tmp_path / 'filled')!r}"
+    train("sana_video", "one-by-one", "", "", "run.batch_size=1", "run.steps=1", filled)
+    warm = train("sana_video", "warm", "", "", "run.batch_size=2", filled).steps
+    assert [told["loss"] for told in warm.values()] == pytest.approx([told["loss"] for told in own.values()], rel=1e-5)
+
+
 def test_once_cut_off_nothing_is_projected_compared_or_read(train, watched):
     result = train("sana_video", "run", "similarity_threshold = 1e-9\nsimilarity_decay = 0", "", "run.steps=30")
     cut = [number for number, told in result.steps.items() if told["crepa_weight"] == 0]

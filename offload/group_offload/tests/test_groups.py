@@ -6,6 +6,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tunesmith import Run
 from tunesmith.live import LiveTensors
+from tunesmith_group_offload.encoders import count_visits, offload_encoder
 from tunesmith_group_offload.groups import Group
 from tunesmith_group_offload.schedule import Schedule, Stretch
 
@@ -58,3 +60,18 @@ def test_in_a_rehearsal_weights_and_gradients_count_while_they_visit_and_nothing
             assert 2 * BLOCK <= counted.peak < 2 * BLOCK + SMALL  # the weight of a block and its gradient
             assert counted.live < SMALL
         assert all(weight.grad is not None and weight.grad.shape == (WIDTH, WIDTH) for weight in model.parameters())
+
+
+@pytest.mark.parametrize("level", ["block", "leaf"])
+def test_in_a_rehearsal_an_encoder_counts_for_what_visits_and_for_nothing_else(level: str) -> None:
+    run = rehearsed()
+    with FakeTensorMode(), LiveTensors() as counted, torch.no_grad():
+        network = Stack()
+        offload_encoder("text_encoder", network, level, 1, run.device, None)
+        assert counted.live == NUM_BLOCKS * BLOCK  # the machine is the device
+        count_visits(network, run)
+        assert counted.live < SMALL
+        counted.since_now()
+        network(torch.empty(1, WIDTH))
+        assert BLOCK <= counted.peak < BLOCK + SMALL
+        assert counted.live < SMALL

@@ -76,6 +76,9 @@ def test_weights_in_files_give_the_same_run_and_leave_no_file(train: Runner, pla
         ("", "optimizer={fused_backward_pass=true,clip_value=1.0}", "fused_backward_pass updates the copy of a weight"),
         (LORA, "run.compile='blocks' plugins.group_offload.level='leaf'", 'level = "leaf" brings weights between one layer and the next'),
         (LORA, "plugins.group_offload.encoders=['vea']", "sana has no 'vea'; did you mean 'vae'"),
+        (LORA, "plugins.group_offload.encoders=['']", "encoders: sana has no ''; it has vae, text_encoder"),
+        (LORA, "plugins.group_offload.encoders=['vae','vae']", "encoders = .*: has 'vae' twice; name it once"),
+        (LORA, "plugins.group_offload.to_disk=''", "to_disk = '': names nothing; write a path, or take this out"),
     ],
 )
 def test_what_cannot_work_or_saves_nothing_is_refused(train: Runner, settings: str, override: str, told: str) -> None:

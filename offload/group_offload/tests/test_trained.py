@@ -10,9 +10,14 @@ import torch
 from tests.matrix.conftest import Matrix
 from tests.matrix.stage import FAMILIES
 from tests.runs.conftest import Result
+from tunesmith import Loss, Run, Step
+from tunesmith.config.tables import OptimizerTable
+from tunesmith.engine import Engine
+from tunesmith.hooks import HookCaller
 from tunesmith.live import LiveTensors
 from tunesmith_group_offload.groups import Group
 from tunesmith_group_offload.schedule import Schedule
+from tunesmith_sana import SanaFamily
 
 from .conftest import SAMPLES, Runner
 from .pretended import Device
@@ -53,6 +58,48 @@ def test_layers_of_a_full_run_come_and_go_like_blocks(train: Runner, plain: Runn
     expected, moved = plain("", SAMPLES), train(f"{OFFLOAD}level = 'leaf'\n", SAMPLES)
     assert moved.losses == expected.losses
     assert moved.pictures(3) == expected.pictures(3)
+
+
+def test_a_prediction_with_gradients_between_backward_and_update_changes_nothing(
+    train: Runner, plain: Runner, forgetful: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Backward begins with the last group, which therefore stays on the device after forward; of this one there is no backward."""
+    expected = plain("", SAMPLES)
+    seen: list[tuple[Run, Step]] = []
+    compute, clip = HookCaller.compute_loss, Engine.clip
+
+    def remembered(hooks: HookCaller, run: Run, step: Step) -> Loss:
+        seen.append((run, step))
+        return compute(hooks, run, step)
+
+    def predicted(engine: Engine, table: OptimizerTable) -> torch.Tensor:
+        run, step = seen[-1]
+        assert run.model.predict(step.noisy, step.sigma, step.batch).requires_grad
+        return clip(engine, table)
+
+    monkeypatch.setattr(HookCaller, "compute_loss", remembered)
+    monkeypatch.setattr(Engine, "clip", predicted)
+    moved = train(OFFLOAD)
+    assert len(seen) == 3
+    assert moved.losses == expected.losses
+    assert all(torch.equal(value, moved.weights(3)[name]) for name, value in expected.weights(3).items())
+
+
+def test_a_weight_that_two_blocks_or_a_block_and_the_rest_share_stays_on_the_device(
+    train: Runner, forgetful: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tie(denoiser: Any) -> None:
+        blocks = denoiser.transformer_blocks
+        blocks[0].attn1.to_q.weight = blocks[2].attn1.to_q.weight
+        blocks[1].attn1.to_k.weight = denoiser.caption_projection.linear_2.weight
+
+    adapter = "[plugins.lora]\nrank = 2\n"
+    monkeypatch.setattr(SanaFamily, "prepare", staticmethod(tie))
+    expected = train(adapter)
+    moved = train(adapter + OFFLOAD)
+    assert moved.losses == expected.losses
+    sizes = [sum(tensor.numel() for tensor in group.tensors) for group in forgetful.schedule.groups]
+    assert [sizes[3] - size for size in sizes] == [32 * 32] * 3 + [0]
 
 
 def test_an_average_survives_a_sample_that_fails_while_groups_are_away(

@@ -85,6 +85,19 @@ def test_each_phase_has_its_kernel_also_when_blocks_run_again(
     assert _AttentionBackendRegistry._active_backend == AttentionBackendName.NATIVE
 
 
+def test_what_a_step_predicts_without_a_gradient_is_computed_as_the_rest_of_the_step(train: Runner, calls: Counter[Any]) -> None:
+    """Rollouts, and the target of samples that keep what the model knows; the sample of validation is no part of a step."""
+    blocks = 4
+    rollouts = "[plugins.scheduled_sampling]\nmax_steps = 4\noffsets = 'biased_late'\nprobability = 1.0\n"
+    train("rolled", TABLE + rollouts)
+    rolled_out = calls["native", False]
+    assert rolled_out > 0
+    assert calls == {("native", True): 2 * blocks, ("native", False): rolled_out, ("_native_math", False): blocks}
+    calls.clear()
+    train("kept", TABLE + "[plugins.lora]\nrank = 2\n", "datasets.0.is_regularisation=true")
+    assert calls == {("native", True): 2 * blocks, ("native", False): 2 * blocks, ("_native_math", False): blocks}
+
+
 def test_another_kernel_learns_the_same(train: Runner) -> None:
     plain, chosen = (
         train(name, table) / "final/transformer/diffusion_pytorch_model.safetensors" for name, table in (("a", ""), ("b", OTHER))

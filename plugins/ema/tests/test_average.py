@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tunesmith.config import ConfigErrors
 from tunesmith_ema import EmaSettings
 from tunesmith_ema.average import Average
 from tunesmith_ema.plugin import decay_at
@@ -56,6 +57,11 @@ def test_the_average_is_that_of_the_recurrence(train: Runner, twin: Path, settin
 def test_updates_that_are_rare_remember_as_long() -> None:
     often, rarely = EmaSettings(decay=0.99, warmup=False), EmaSettings(decay=0.99, warmup=False, every=50)
     assert decay_at(100, rarely) == pytest.approx(decay_at(100, often) ** 50)
+
+
+def test_an_average_that_would_never_be_updated_is_refused(train: Runner) -> None:
+    with pytest.raises(ConfigErrors, match="every = 7: no update is due within 6 steps, so nothing would be averaged"):
+        train("never", "[plugins.ema]\nevery = 7\n")
 
 
 def test_the_average_of_weights_in_half_precision_sees_what_they_cannot() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from tunesmith import InputError, Model, Part, Plugin, Stage, hookimpl
+from tests.adapting import assert_dropout_acts_while_training_alone, assert_start_follows_the_seed, bare
+from tunesmith import InputError, Part, Stage
 from tunesmith.hooks import HookCaller
 from tunesmith_lora import LoraSettings
 from tunesmith_lora.targets import target_modules
@@ -79,28 +79,12 @@ def test_a_look_at_the_base_between_forward_and_backward_changes_no_gradient(mak
 
 
 def test_the_start_is_a_function_of_the_runs_seed(make: Callable[..., Trained]) -> None:
-    first = make(rank=2, seed=3).adapter
-    torch.rand(5)
-    again, other = make(rank=2, seed=3).adapter, make(rank=2, seed=4).adapter
-    assert all(torch.equal(value, again[name]) for name, value in first.items())
-    assert not all(torch.equal(value, other[name]) for name, value in first.items())
-
-
-class Loaded(Plugin[LoraSettings]):
-    """Give a model that is there already."""
-
-    stage = Stage.LOAD
-    model: Model
-
-    @hookimpl
-    def load_model(self, run: Any, part: Any) -> Model:
-        return self.model
+    assert_start_follows_the_seed(make)
 
 
 def test_attaching_leaves_the_global_generator_alone(make: Callable[..., Trained]) -> None:
     trained = make(rank=2)
-    provider = Loaded("loaded", LoraSettings())
-    provider.model = HookCaller(trained.hooks.plugins[:1]).load_model(trained.run, Part.DENOISER)  # the family alone
+    provider = bare(trained)
     before = torch.random.get_rng_state()
     HookCaller([provider, trained.plugin]).load_model(trained.run, Part.DENOISER)
     assert provider.model.adapters.keys() == {"lora"}
@@ -177,16 +161,4 @@ def test_only_the_denoiser_is_adapted(make: Callable[..., Trained]) -> None:
 
 def test_dropout_acts_while_training_alone_and_is_drawn_from_the_global_generator(make: Callable[..., Trained]) -> None:
     trained, without = make(rank=2, dropout=0.5), make(rank=2)
-    for one in (trained, without):
-        one.disturb()
-        one.model.denoiser.eval()
-    assert torch.equal(trained.predict(), without.predict())
-    trained.model.denoiser.train()
-
-    def seeded(seed: int) -> Tensor:
-        torch.manual_seed(seed)  # as the trainer does before each micro-batch
-        return trained.predict()
-
-    first, other, again = seeded(1), seeded(2), seeded(1)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    assert_dropout_acts_while_training_alone(trained, without)

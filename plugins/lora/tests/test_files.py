@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.adapting import assert_what_is_no_file_is_told
 from tunesmith import InputError
 from tunesmith_lora import Lora, LoraSettings
 from tunesmith_sana import SanaModel
@@ -140,10 +141,4 @@ def test_a_file_from_a_model_of_another_size_is_told(tmp_path: Path, make: Calla
 
 
 def test_what_is_no_lora_file_is_told(twin: Path, tmp_path: Path, make: Callable[..., Trained]) -> None:
-    with pytest.raises(InputError, match="there is no such file"):
-        make(init_from=tmp_path)
-    (tmp_path / "text.safetensors").write_text("this is text")
-    with pytest.raises(InputError, match="no safetensors file"):
-        make(init_from=tmp_path / "text.safetensors")
-    with pytest.raises(InputError, match=r"no keys such as transformer\.<layer>\.lora_A\.weight"):
-        make(init_from=twin / "transformer/diffusion_pytorch_model.safetensors")
+    assert_what_is_no_file_is_told(make, twin, tmp_path, r"no keys such as transformer\.<layer>\.lora_A\.weight")

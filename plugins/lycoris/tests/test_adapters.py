@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tunesmith import InputError, Model, NoSettings, Part, Plugin, Stage, hookimpl
+from tests.adapting import assert_dropout_acts_while_training_alone, assert_start_follows_the_seed, bare
+from tunesmith import InputError, Part, Stage
 from tunesmith.hooks import HookCaller
 from tunesmith_lycoris import Lycoris, LycorisSettings
 from tunesmith_lycoris.adapters import CHILD, Adapters
@@ -227,28 +228,12 @@ def test_adapters_on_bf16_weights_learn(make: Callable[..., Trained]) -> None:
 
 
 def test_the_start_is_a_function_of_the_runs_seed(make: Callable[..., Trained]) -> None:
-    first = make(rank=2, seed=3).adapter
-    torch.rand(5)
-    again, other = make(rank=2, seed=3).adapter, make(rank=2, seed=4).adapter
-    assert all(torch.equal(value, again[name]) for name, value in first.items())
-    assert not all(torch.equal(value, other[name]) for name, value in first.items())
-
-
-class Loaded(Plugin[NoSettings]):
-    """Give a model that is there already."""
-
-    stage = Stage.LOAD
-    model: Model
-
-    @hookimpl
-    def load_model(self, run: Any, part: Any) -> Model:
-        return self.model
+    assert_start_follows_the_seed(make)
 
 
 def test_attaching_leaves_the_global_generator_and_the_log_alone(make: Callable[..., Trained], capsys: pytest.CaptureFixture[str]) -> None:
     trained = make(rank=2, targets=["to_q"])
-    provider = Loaded("loaded", NoSettings())
-    provider.model = HookCaller(trained.hooks.plugins[:1]).load_model(trained.run, Part.DENOISER)  # the family alone
+    provider = bare(trained)
     before, level = torch.random.get_rng_state(), logging.getLogger("LyCORIS").level
     capsys.readouterr()
     HookCaller([provider, Lycoris("lycoris", LycorisSettings(rank=31))]).load_model(trained.run, Part.DENOISER)
@@ -273,20 +258,7 @@ def test_every_dropout_acts_while_training_alone_and_is_drawn_from_the_global_ge
     make: Callable[..., Trained], settings: dict[str, Any]
 ) -> None:
     trained, without = make(**settings), make(**{name: value for name, value in settings.items() if "dropout" not in name})
-    for one in (trained, without):
-        one.disturb()
-        one.model.denoiser.eval()
-    assert torch.equal(trained.predict(), without.predict())
-    trained.model.denoiser.train()
-
-    def seeded(seed: int) -> Tensor:
-        torch.manual_seed(seed)  # as the trainer does before each micro-batch
-        return trained.predict()
-
-    first, other, again = seeded(1), seeded(2), seeded(1)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert not torch.equal(first, without.predict())
+    assert_dropout_acts_while_training_alone(trained, without)
 
 
 class Packed(nn.Linear):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,14 @@ def test_no_preset_is_applied_to_the_class_that_all_networks_share(make: Callabl
             r'in apply_preset\.module_algo_map\.Attention .*it is called "dim"',
         ),
         (
+            {"apply_preset": {"module_algo_map": {"Attention": {"rank": 4}}}},
+            r'"rank" in apply_preset\.module_algo_map\.Attention is unknown; known are algo, dim, alpha, factor',
+        ),
+        (
+            {"apply_preset": {"module_algo_map": {"Attention": {"dim": 0, "factor": 0}}}},
+            r'"dim" in .* and not 0; "factor" in .*: 0 is no size of a factor',
+        ),
+        (
             {"apply_preset": {"target_module": ["Attention", "FeedForward"]}},
             r"no modules of the class FeedForward .*Attention, GLUMBConv",
         ),
@@ -142,7 +151,7 @@ def test_what_is_no_config_is_told(tmp_path: Path, twin: Path) -> None:
 
 def test_keys_of_a_config_that_its_algorithm_does_not_read_are_told(twin: Path, written: Callable[..., Path]) -> None:
     _, run = stand_in(twin)
-    maps = {"Attention": {"factor": 16}}
+    maps = {"Attention": {"factor": 16}, "GLUMBConv": {"algo": "ia3", "dim": 2, "weight_decompose": True}}
     file = written(
         algo="lora",
         multiplier=1,
@@ -152,7 +161,12 @@ def test_keys_of_a_config_that_its_algorithm_does_not_read_are_told(twin: Path, 
         apply_preset={"target_module": ["Attention"], "module_algo_map": maps},
     )
     remarks = list(Lycoris("lycoris", LycorisSettings(config=file)).remarks(run.config, run.family))
-    assert remarks == ["adapts 32 layers by LoCon", '"factor" of "Attention" does nothing with locon']
+    assert [one for one in remarks if one.startswith(("adapts", '"'))] == [
+        "adapts 12 layers by (IA)^3, 32 layers by LoCon",
+        '"factor" of "Attention" does nothing with locon',
+        '"weight_decompose" of "GLUMBConv" does nothing with ia3',
+        '"dim" of "GLUMBConv" does nothing with ia3',
+    ]
 
 
 def test_arguments_that_count_for_nothing_in_layers_so_small_are_told(twin: Path) -> None:
@@ -270,10 +284,12 @@ def test_settings_that_exclude_each_other_are_a_problem(twin: Path, settings: di
 
 
 def test_a_config_is_written_as_it_is_read(written: Callable[..., Path]) -> None:
-    for content in FOUND:
+    decomposed = {"Attention": {"algo": "lora", "dim": 2, "weight_decompose": True, "wd_on_out": False}}
+    for content in (*FOUND, {**COMMON, "apply_preset": {"module_algo_map": decomposed}}):
         config = read_config(written(**content))
         again = NetworkConfig.model_validate_json(config.as_json())
         assert again == config.model_copy(update={"linear_alpha": float(config.linear_alpha or 0)})
+    assert json.loads(config.as_json())["apply_preset"]["module_algo_map"] == {"Attention": {**decomposed["Attention"], "algo": "locon"}}
 
 
 def test_two_layers_of_one_name_in_a_file_are_refused() -> None:

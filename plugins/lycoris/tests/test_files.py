@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.adapting import assert_what_is_no_file_is_told
 from tunesmith import InputError
 from tunesmith_lycoris import Lycoris, LycorisSettings
 from tunesmith_sana import SanaModel
@@ -216,13 +217,7 @@ def test_a_start_that_does_not_fit_is_a_problem_of_the_config(tmp_path: Path, ma
 
 
 def test_what_is_no_file_of_lycoris_is_told(twin: Path, tmp_path: Path, make: Callable[..., Trained]) -> None:
-    with pytest.raises(InputError, match="there is no such file"):
-        make(init_from=tmp_path)
-    (tmp_path / "text.safetensors").write_text("this is text")
-    with pytest.raises(InputError, match="no safetensors file"):
-        make(init_from=tmp_path / "text.safetensors")
-    with pytest.raises(InputError, match=r"no keys such as lycoris_<layer>\.lokr_w1"):
-        make(init_from=twin / "transformer/diffusion_pytorch_model.safetensors")
+    assert_what_is_no_file_is_told(make, twin, tmp_path, r"no keys such as lycoris_<layer>\.lokr_w1")
 
 
 def test_weights_of_half_precision_are_taken_up(tmp_path: Path, make: Callable[..., Trained]) -> None:

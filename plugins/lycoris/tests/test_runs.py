@@ -158,6 +158,35 @@ def test_a_run_goes_on_from_the_final_file_of_another(train: Runner) -> None:
     assert all(torch.equal(before[key], after[key]) for key in before | after)
 
 
+QUANTIZED = "\n[plugins.quantize]\nformat = 'int8-bnb'\nmodules = ['to_q', 'proj_out']\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "purpose", "count", "first"),
+    [
+        ("algo = 'full'", "whole differences", 8, "transformer_blocks.0.attn1.to_q"),
+        ("dora_wd = true", "DoRA", 8, "transformer_blocks.0.attn1.to_q"),
+        ("overrides = { proj_out = { algo = 'full' } }", "whole differences", 1, "proj_out"),
+    ],
+)
+def test_what_needs_weights_that_another_plugin_packs_is_refused_before_anything_is_loaded(
+    train: Runner, tmp_path: Path, table: str, purpose: str, count: int, first: str
+) -> None:
+    with pytest.raises(ConfigErrors) as raised:
+        train("packed", f"[plugins.lycoris]\n{table}{QUANTIZED}")
+    assert str(raised.value) == (
+        f"{tmp_path / 'packed.toml'}:19: [plugins.lycoris] lycoris needs the weights of layers as they are for {purpose}, and quantize "
+        f"packs {count} of them, such as that of {first}: let quantize leave them as they are, or lycoris do without {purpose}"
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_on_packed_weights_what_adds_to_a_layer_is_trained_and_what_needs_other_layers_too(train: Runner) -> None:
+    for name, table in (("added", "dora_wd = false"), ("scaled", "algo = 'ia3'"), ("apart", "algo = 'full'\ntargets = ['to_k']")):
+        final = train(name, f"[plugins.lycoris]\n{table}{QUANTIZED}", "run.steps=1") / "final/pytorch_lora_weights.safetensors"
+        assert load_file(final)
+
+
 def test_two_adapters_of_the_denoiser_are_refused(train: Runner) -> None:
     with pytest.raises(ConfigErrors, match="both adapt the denoiser"):
         train("both", TABLES["lokr"] + "\n[plugins.lora]\n")

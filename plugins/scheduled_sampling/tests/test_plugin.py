@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from tunesmith import Config, Family, NoSettings, Plugin, Stage, mix
+from tunesmith import Config, Family, mix
 from tunesmith_scheduled_sampling import ScheduledSampling
 
 from .conftest import LATENTS_OF_GOLDEN, NOISE_OF_GOLDEN, Bench, settings, step_at
@@ -188,17 +188,9 @@ def test_reflexflow_leaves_out_what_is_given() -> None:
     assert torch.equal(step.target[:, :, 0], (noise - latents)[:, :, 0])
 
 
-class Adapter(Plugin[NoSettings]):
-    """Stands where adapters stand."""
-
-    stage = Stage.ADAPT
-
-
 def config(steps: int | None = 100, checkpointing: bool = False, adapts: bool = False) -> Config:
-    classes = {"scheduled_sampling": ScheduledSampling, "adapter": Adapter}
-    plugins = dict.fromkeys(classes if adapts else ["scheduled_sampling"])
     run = SimpleNamespace(steps=steps, gradient_checkpointing=checkpointing)
-    return cast(Config, SimpleNamespace(run=run, classes=classes, plugins=plugins))
+    return cast(Config, SimpleNamespace(run=run, trains_base=not adapts))
 
 
 FAMILY = cast(Family, SimpleNamespace(defaults=SimpleNamespace(sampling_steps=20)))

@@ -97,8 +97,13 @@ def plan(
         float | None,
         typer.Option(metavar="GB", min=1, max=10**4, help="Tell what saves memory, and what makes the run fit."),
     ] = None,
+    no_forecast: Annotated[
+        bool, typer.Option("--no-forecast", help="Leave out what the run takes of memory, which takes seconds.")
+    ] = False,
 ) -> None:
     """Look at config, data and model without loading weights, and tell what a run would do."""
+    if no_forecast and vram is not None:
+        raise InputError("--vram and --no-forecast exclude each other; what fits is told by forecasts")
     from ..config import load_config
 
     checked = load_config(config, overrides or ())
@@ -108,7 +113,8 @@ def plan(
     from ..plan import make_plan
 
     with Console(stderr=True, highlight=False).status("data and model") as status:  # it shows on a terminal alone
-        made = make_plan(checked, sheet, None if vram is None else round(vram * 2**30), lambda text: status.update(escape(text)))
+        limit = None if vram is None else round(vram * 2**30)
+        made = make_plan(checked, sheet, limit, lambda text: status.update(escape(text)), forecasts=not no_forecast)
     if as_json:
         print(json.dumps(made.as_json(), indent=2, default=str))
     if made.problems or not as_json:

@@ -38,7 +38,7 @@ class DatasetTable(Settings):
     """A folder with its subfolders, a file list (.txt, .csv, .jsonl, .parquet), or a URL of either; relative to the config file."""
     source: dict[str, Any] | None = None
     """Where the files come from instead of a `path`: `{ plugin = NAME, ... }` with that plugin's settings."""
-    file_column: str | None = None
+    file_column: str | None = Field(None, min_length=1)
     """Column of a file list that names the files; `file`, `file_name`, `path`, `image` or `video` when not given."""
 
     @property
@@ -92,7 +92,7 @@ class SampleTable(DatasetTable):
     file list, or a .json file beside it."""
     instance_prompt: str | None = None
     """The one caption of every sample, with `captions = "instance"`."""
-    caption_column: str | None = None
+    caption_column: str | None = Field(None, min_length=1)
     """Column of the file list, or key of the .json file, that holds the caption or a list of alternatives; `caption` or `text`
     when not given."""
     caption_prefix: str = ""

@@ -54,26 +54,12 @@ def validate(kind: type[M], data: Mapping[str, Any], base: Path) -> tuple[M | No
         settings = kind.model_validate(dict(data), context={"base": base})
     except ValidationError as error:
         return None, [*_faults(error, kind, data), *_rules_broken(error, kind, data, base)]
-    faults = [(key, f"{_path(key)} = {shown(flag)}: should be a number") for key, flag in _flags_as_numbers(data, settings, ())]
-    return (None, faults) if faults else (settings, [])
+    return settings, []
 
 
 def not_a_table(value: object, header: str) -> str:
     """What to say where a table should be and something else is."""
     return f"{shown(value)} stands where a table should be; write {header} and its settings below it"
-
-
-def _flags_as_numbers(raw: Any, value: Any, key: Key) -> Iterator[tuple[Key, bool]]:
-    """Where true or false stands for a number: pydantic takes them as 1 and 0."""
-    if isinstance(raw, bool) and isinstance(value, int | float) and not isinstance(value, bool):
-        yield key, raw
-    elif isinstance(raw, dict) and isinstance(value, BaseModel | dict):
-        fields = dict(value) if isinstance(value, BaseModel) else value
-        for name in raw.keys() & fields.keys():
-            yield from _flags_as_numbers(raw[name], fields[name], (*key, name))
-    elif isinstance(raw, list) and isinstance(value, list | tuple) and len(raw) == len(value):
-        for number, pair in enumerate(zip(raw, value, strict=True)):
-            yield from _flags_as_numbers(*pair, (*key, number))
 
 
 def _rules_broken(error: ValidationError, kind: type[Settings], data: Mapping[str, Any], base: Path) -> Iterator[Fault]:

@@ -7,11 +7,11 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..discovery import installed
 from ..hooks import blamed_on
-from ..plugin import Plugin, Settings
+from ..plugin import Plugin, Settings, Stage
 from ..sources import SourcePlugin
 from ..words import bare, nearest, shown
 from .casting import read_cast
@@ -30,8 +30,12 @@ from .tables import (
     RunTable,
     ValidationTable,
     as_stem,
+    device_named,
 )
 from .together import together
+
+if TYPE_CHECKING:
+    import torch
 
 SINGLE_TABLES: dict[str, type[Settings]] = {
     "run": RunTable,
@@ -83,6 +87,16 @@ class Config:
         """The name of the run directory."""
         stem = self.path.resolve().parent.name if self.path.stem == "config" else self.path.stem
         return self.run.name or as_stem(stem, "run")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run is to compute, `auto` resolved; a device that `[run]` names need not be there."""
+        return device_named(self.run.device)
+
+    @property
+    def trains_base(self) -> bool:
+        """Whether the model itself is trained: no active plugin is an adapter."""
+        return not any(plugin.stage is Stage.ADAPT for plugin in self.classes.values())
 
     def settings(self) -> dict[str, Any]:
         """Every setting with its value, defaults too, as JSON has them."""

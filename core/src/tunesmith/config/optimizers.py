@@ -35,6 +35,10 @@ NAMED = {
     "sgd_schedulefree": "schedulefree.SGDScheduleFree",
 }
 """Optimizers by short names where torch.optim has none, or one for matrices alone."""
+IMPLIED = {"adamw_stochastic": {"bf16_stochastic_round": True}}
+"""Arguments that a short name promises, where the config does not say otherwise."""
+KAHAN = ("adamw_kahan", "lion_kahan")
+"""Those that are there for what bf16 rounds away of trained weights, and are like any other for weights in fp32."""
 _DISTRIBUTIONS = {"optimi": "torch-optimi"}
 """What is installed for a library that is imported under another name."""
 _WRITTEN = {"gradient_release": "fused_backward_pass"}
@@ -90,7 +94,7 @@ def _fit(kind: str, found: type[Any]) -> type[Any]:
 
 
 def _signature_problems(kind: str, found: type[Any], arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Arguments that are unknown, not the user's to give, or missing."""
+    """Arguments that are unknown, not the user's to give, of another kind than their defaults, or missing."""
     parameters = inspect.signature(found).parameters.values()
     named = [one for one in parameters if one.name not in _OURS and one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
     known = {one.name for one in named}
@@ -103,8 +107,27 @@ def _signature_problems(kind: str, found: type[Any], arguments: Mapping[str, Any
             problems.append((name, f"{name!r} is written {_WRITTEN[name]} = true here"))
         elif name not in known and not takes_any:
             problems.append((name, unknown(f"setting of {kind}", name, {*known, *OptimizerTable.model_fields})))
+    wanted = ((one.name, _wanted(one, arguments[one.name])) for one in named if one.name in arguments)
+    problems += [(name, f"{name} = {shown(arguments[name])}: should be {sentence}") for name, sentence in wanted if sentence]
     missing = [one.name for one in named if one.default is one.empty and one.name not in arguments]
     return problems + [("type", f"{kind} needs {name!r}, which has no default: add {name} = ...") for name in missing]
+
+
+def _wanted(parameter: inspect.Parameter, value: Any) -> str | None:
+    """What a value should be to stand where the default of a parameter does, which some libraries find out at the first step; or None."""
+    default, annotation = parameter.default, parameter.annotation
+    if isinstance(default, tuple | list) and default:
+        fits = isinstance(value, list) and len(value) == len(default) and all(map(_is_number, value))
+        return None if fits else f"an array of {len(default)} numbers"
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) or annotation not in (bool, "bool", parameter.empty) else "true or false"
+    if isinstance(default, int | float):
+        return None if _is_number(value) or annotation not in (int, "int", float, "float", parameter.empty) else "a number"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _refusal(kind: str, found: type[Any], arguments: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import dataclass
 from typing import Any
 
+from ..strictness import Typed
 from .lines import Key
 
 
@@ -68,8 +69,8 @@ def _value(text: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):  # besides syntax: a number with thousands of digits
-        return text
-    return parsed["value"] if len(parsed) == 1 else text
+        return Typed(text)
+    return parsed["value"] if len(parsed) == 1 else Typed(text)
 
 
 def _part(here: Any, name: str, key: Key) -> str | int:

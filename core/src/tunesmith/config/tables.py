@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from ..paths import InputPath, OutputPath
 from ..plugin import Settings
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -68,6 +71,15 @@ def as_stem(text: str, fallback: str) -> str:
         return f"{fallback}-{stem}"
 
 
+def device_named(name: str) -> torch.device:
+    """The device of a name that `[run] device` has, `auto` being the best that torch finds; RuntimeError if it is no device's."""
+    import torch
+
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return torch.device(name)
+
+
 class RunTable(Settings):
     """`[run]`: how long, how precisely, and where to."""
 
@@ -113,10 +125,8 @@ class RunTable(Settings):
     @field_validator("device")
     @classmethod
     def _is_a_device(cls, device: str) -> str:
-        import torch
-
         try:
-            torch.device("cpu" if device == "auto" else device)
+            device_named(device)
         except RuntimeError:
             raise ValueError("this is no torch device; write auto, cpu, cuda, cuda:1 or mps") from None
         return device
@@ -266,5 +276,5 @@ class ValidationTable(Settings):
     """Classifier-free guidance; the family's own when not given."""
     steps: int | None = Field(None, ge=1, le=10_000)
     """Sampling steps; the family's own when not given."""
-    scheduler: str | None = None
+    scheduler: str | None = Field(None, min_length=1)
     """A diffusers scheduler class such as `DPMSolverMultistepScheduler`, or another name that the family knows; its own when not given."""

@@ -179,19 +179,30 @@ class PipelineFamily(Family, Generic[P]):
             )
 
     def _read(self) -> Mapping[str, Mapping[str, Any]]:
-        """What the files say: of the denoiser, the scheduler, every part of diffusers, and of others that are here or from elsewhere."""
+        """What the files say, by part; what is known by heart where they cannot be had, and nothing of encoders that nobody knows."""
         described = [self.denoiser_part, SCHEDULER, *(part for part, kind in self.encoder_types.items() if issubclass(kind, ConfigMixin))]
-        others = [part for part in self.encoder_types if part not in described and (self.place(part).alone or self._is_here(part))]
+        names = {where: name for name, where in self.settings.checkpoints.items()}
+        known = self.published(names[self.settings.checkpoint]) if self.settings.checkpoint in names else None
         try:
             found = {part: self._stated(part) for part in described}
         except UnreachableError:
-            names = {where: name for name, where in self.settings.checkpoints.items()}
-            own = self.settings.checkpoint in names and not any(self.place(part).alone for part in described)
-            known = self.published(names[self.settings.checkpoint]) if own else None
-            if known is None:
+            if known is None or any(self.place(part).alone for part in described):
                 raise
             found, self.known_by_heart = {part: dict(known.get(part, {})) for part in described}, True
-        return {**found, **{part: self._stated(part) for part in others}}
+        others = {part: self._stated_or_known(part, known or {}) for part in self.encoder_types if part not in described}
+        return {**found, **{part: config for part, config in others.items() if config is not None}}
+
+    def _stated_or_known(self, part: str, known: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+        """What is said of an encoder of transformers, whose files are not needed before it is loaded; None where nobody knows."""
+        place = self.place(part)
+        if place.alone or self._is_here(part):
+            return self._stated(part)
+        if not place.origin.is_local and not self.known_by_heart:
+            try:
+                return self._stated(part)
+            except UnreachableError:
+                pass
+        return known.get(part)
 
     def _is_here(self, part: str) -> bool:
         origin = self.place(part).origin

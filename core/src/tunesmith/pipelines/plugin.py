@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from ..batch import LATENTS, LATENTS_STD, PROMPT_EMBEDS, Batch, Field, FieldShape
+from ..batch import LATENTS, LATENTS_STD, PIXELS, PROMPT_EMBEDS, Batch, Field, FieldShape
 from ..config import Config
 from ..data.given import REFERENCE
 from ..errors import InputError
@@ -17,7 +17,7 @@ from ..family import Family, FamilyPlugin, Modality
 from ..hooks import hookimpl
 from ..hub import Component, fetch_tokenizer, fetch_weights, load_frozen
 from ..model import Model
-from ..plugin import Part
+from ..plugin import Lever, Part
 from ..run import Run
 from .family import P, PipelineFamily
 from .model import PipelineModel
@@ -42,6 +42,10 @@ class PipelinePlugin(FamilyPlugin[P]):
     """The loaded model, made as `PipelineModel` is."""
     written: ClassVar[tuple[str, ...]] = (LATENTS, LATENTS_STD, PROMPT_EMBEDS)
     """Fields that the model may encode."""
+    levers = (
+        Lever({"model.vae_slicing": True}, "a little time while the cache is filled", 0.02),
+        Lever({"model.vae_tiling": True}, "latents and pixels of samples larger than a tile change a little", 0.05),
+    )
 
     def __init__(self, name: str, settings: P) -> None:
         super().__init__(name, settings)
@@ -121,10 +125,10 @@ class PipelinePlugin(FamilyPlugin[P]):
     def field_shapes(self, config: Config, family: Family, frames: int, height: int, width: int) -> dict[str, FieldShape]:
         """Latents, and embeddings of captions as long as they are read."""
         own = self.family()
-        latents = FieldShape(own.latent_shape(frames, height, width))
+        latents = FieldShape(own.latent_shape(frames, height, width), needs=(PIXELS,), encoder="vae")
         drawn = {LATENTS_STD: latents} if own.latent_distribution and config.run.latents == "sample" else {}
         _, key = own.fits["text_encoder"]
-        prompts = FieldShape((own.prompt_length or 0, own.configs[own.denoiser_part][key]), ragged=True)
+        prompts = FieldShape((own.prompt_length or 0, own.configs[own.denoiser_part][key]), True, needs=(), encoder="text_encoder")
         return {LATENTS: latents, **drawn, PROMPT_EMBEDS: prompts}
 
     @hookimpl

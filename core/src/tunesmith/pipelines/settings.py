@@ -23,12 +23,13 @@ class PipelineSettings(Settings):
 
     checkpoints: ClassVar[Mapping[str, str]] = {}
     """Short name to Hub id."""
+    may_change: ClassVar[frozenset[str]] = frozenset({"vae_tiling", "vae_tile_size", "vae_slicing"})
 
     path: ModelSource | None = None
     """Local folder or Hub id of a checkpoint that the family's pipeline loads with `from_pretrained`; give this or `variant`."""
     variant: str | None = None
     """A published checkpoint by its short name; give this or `path`."""
-    revision: str | None = None
+    revision: str | None = Field(None, min_length=1)
     """Branch, tag or commit of the Hub id in `path` or behind `variant`."""
     weights_variant: Literal["fp16", "bf16"] | None = None
     """Take the weight files saved under this suffix where a part has them; training precision is `[run] weights`."""

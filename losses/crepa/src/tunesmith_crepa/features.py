@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 from transformers import Dinov2Model, Dinov2WithRegistersModel
 
@@ -36,11 +37,20 @@ class Encoder:
             raise InputError(f"{self.origin} holds {kind or 'no model_type'}; crepa takes one of {', '.join(KINDS)}")
         return {**KINDS[kind].config_class().to_dict(), **config}
 
+    def load(self, is_rehearsed: bool) -> Any:
+        """The network; in a rehearsal, where no values are read, without its weights."""
+        kind = KINDS[self.config["model_type"]]
+        if not is_rehearsed:
+            return load_frozen(kind, self.component(), torch.float32)
+        with torch.device("meta"):  # elsewhere values are drawn and looked at
+            network = kind(kind.config_class.from_dict(self.config))
+        return network.to_empty(device="cpu").requires_grad_(False).eval()
+
     @torch.no_grad()
     def features(self, pixels: Tensor, shown: Sequence[int], grid: TokenGrid) -> list[Tensor]:
         """Patch features, [T, E] a sample in fp16, pooled to the grid, of the frames `shown` of [B, 3, (F,) H, W] in [-1, 1]."""
         if self.network is None:
-            self.network = load_frozen(KINDS[self.config["model_type"]], self.component(), torch.float32).to(pixels.device)
+            self.network = self.load(isinstance(pixels, FakeTensor)).to(pixels.device)
         frames = (pixels if pixels.ndim == 5 else pixels.unsqueeze(2))[:, :, list(shown)].transpose(1, 2).flatten(0, 1)
         mean, std = pixels.new_tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]  # ImageNet's, [3, 1, 1] each
         edge, patch, found = max(self.image_size // self.config["patch_size"], 1), self.config["patch_size"], []

@@ -93,7 +93,7 @@ class Crepa(Plugin[CrepaSettings]):
         if self.settings.source == "backbone":
             return {}
         tokens = family.token_grid(frames, height, width).tokens
-        return {FEATURES: FieldShape((tokens, self.encoder.config["hidden_size"]), ragged=True, dtype=torch.float16)}
+        return {FEATURES: FieldShape((tokens, self.encoder.config["hidden_size"]), True, torch.float16, needs=(PIXELS,))}
 
     @hookimpl(wrapper=True)
     def load_model(self, run: Run, part: Part) -> Wrapper[Model]:

@@ -43,12 +43,22 @@ _SMALL = {
     "cross_attention_dim": 1152,
 }
 _INTERPOLATION = {"2048": 1.0, "4096": 2.0}
+_GEMMA_2_2B = {
+    "model_type": "gemma2",
+    "vocab_size": 256_000,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+}
 
 
 def published(name: str) -> dict[str, dict[str, Any]]:
     """The configurations of a published checkpoint by folder, where they differ from their classes' defaults.
 
-    Source: scripts/convert_sana_to_diffusers.py of diffusers, which wrote these checkpoints.
+    Source: scripts/convert_sana_to_diffusers.py of diffusers, which wrote these checkpoints; of the text encoder google/gemma-2-2b-it.
     """
     edge = next(part for part in name.split("-") if part in {"512", "1024", "2048", "4096"})
     transformer: dict[str, Any] = {"sample_size": int(edge) // _PIXELS_PER_LATENT}
@@ -64,4 +74,4 @@ def published(name: str) -> dict[str, dict[str, Any]]:
         "use_flow_sigmas": True,
         "flow_shift": 6.0 if edge == "4096" else 3.0,
     }
-    return {"transformer": transformer, "vae": {"scaling_factor": 0.41407}, "scheduler": scheduler}
+    return {"transformer": transformer, "vae": {"scaling_factor": 0.41407}, "scheduler": scheduler, "text_encoder": _GEMMA_2_2B}

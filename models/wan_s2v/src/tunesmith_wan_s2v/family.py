@@ -25,6 +25,29 @@ from .transformer import WanS2VTransformer3DModel
 
 SCALES = (8, FRAMES_PER_LATENT)
 """Pixels along an edge, and frames, that one latent of Wan 2.1's autoencoder stands for."""
+_UMT5_XXL = {
+    "model_type": "umt5",
+    "vocab_size": 256_384,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10_240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}
+"""google/umt5-xxl."""
+_WAV2VEC2_LARGE = {
+    "model_type": "wav2vec2",
+    "vocab_size": 33,
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "feat_extract_norm": "layer",
+    "conv_bias": True,
+    "do_stable_layer_norm": True,
+}
+"""jonatasgrosman/wav2vec2-large-xlsr-53-english."""
 _COLLAPSES = (
     "the quality of Wan S2V collapses with weights of four bits; keep them in int8, or in bf16 and offload them "
     "([model] allow_unsafe_quantisation = true takes the risk)"
@@ -72,8 +95,8 @@ class WanS2VFamily(PipelineFamily[WanS2VSettings]):
 
     @staticmethod
     def published(name: str) -> Mapping[str, Mapping[str, Any]]:
-        """What the published checkpoint says beside the defaults of its classes."""
-        return {"scheduler": {"_class_name": "UniPCMultistepScheduler"}}
+        """What the published checkpoint says beside the defaults of its classes; its encoders are those of these Hub ids."""
+        return {"scheduler": {"_class_name": "UniPCMultistepScheduler"}, "text_encoder": _UMT5_XXL, "audio_encoder": _WAV2VEC2_LARGE}
 
     def scheduler(self, name: str | None = None) -> SchedulerMixin:
         """UniPC at shift 3, or another solver of flows by name."""

@@ -84,9 +84,10 @@ class WanS2V(PipelinePlugin[WanS2VSettings]):
         return model
 
     def outline(self, run: Run, part: Part) -> PipelineModel:
-        """A part without its weights."""
+        """A part without its weights, and without what brings a sound to its mean and variance: that takes nothing of the device."""
         model = cast(WanS2VModel, super().outline(run, part))
         model.choose = partial(self.choice, run)
+        model.tools["audio_processor"] = None
         return model
 
     def field_shapes(self, config: Config, family: Family, frames: int, height: int, width: int) -> dict[str, FieldShape]:
@@ -94,13 +95,15 @@ class WanS2V(PipelinePlugin[WanS2VSettings]):
         shapes = super().field_shapes(config, family, frames, height, width)
         channels, latent_frames, *sides = shapes[LATENTS].shape
         transformer = self.family().configs["transformer"]
-        shapes[REFERENCE_LATENTS] = FieldShape((channels, 1, *sides))
-        heard = FRAMES_PER_LATENT * latent_frames
-        shapes[AUDIO_EMBEDS] = FieldShape((transformer["num_weighted_avg_layers"], transformer["audio_dim"], heard))
+        shapes[REFERENCE_LATENTS] = FieldShape((channels, 1, *sides), needs=(PIXELS, REFERENCE), encoder="vae")
+        layers, width, heard = transformer["num_weighted_avg_layers"], transformer["audio_dim"], FRAMES_PER_LATENT * latent_frames
+        shapes[AUDIO_EMBEDS] = FieldShape((layers, width, heard), needs=(AUDIO,), encoder="audio_encoder")
         if self.settings.motion:
-            shapes[MOTION_LATENTS] = FieldShape((latent_count(MOTION_FRAMES), channels, *sides), ragged=True)
+            before = (latent_count(MOTION_FRAMES), channels, *sides)
+            shapes[MOTION_LATENTS] = FieldShape(before, ragged=True, needs=(PIXELS, HISTORY), encoder="vae")
         if any(table.kind == CONTROL for table in config.datasets):
-            shapes[CONTROL_LATENTS] = FieldShape((latent_frames, channels, *sides), ragged=True)
+            poses = (latent_frames, channels, *sides)
+            shapes[CONTROL_LATENTS] = FieldShape(poses, ragged=True, needs=(CONTROL,), encoder="vae")
         return shapes
 
     def load_encoder(self, name: str, dtype: torch.dtype) -> nn.Module:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from diffusers.utils.torch_utils import get_module_execution_device
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from tunesmith import InputError
 
@@ -36,7 +37,9 @@ def hidden_states(encoder: Any, processor: Any, waveform: Tensor, sample_rate: i
     device = get_module_execution_device(encoder)
     if not _num_states(config, len(samples)):
         return torch.zeros((num_layers(config), 0, config.hidden_size), device=device)
-    values = processor(samples.numpy(), sampling_rate=sample_rate, return_tensors="pt").input_values
+    values = samples[None]
+    if not isinstance(samples, FakeTensor):  # of a rehearsal, where nothing is to be brought to any mean
+        values = processor(samples.numpy(), sampling_rate=sample_rate, return_tensors="pt").input_values
     with torch.autocast(device.type, enabled=False):
         states = _all_states(encoder, values.to(device, encoder.dtype))
     return torch.cat([state.float() for state in states])
@@ -109,7 +112,9 @@ def _mono(waveform: Tensor, sample_rate: int) -> Tensor:
 
 
 def _until_silence(samples: Tensor) -> Tensor:
-    """The samples up to the last that is not zero."""
+    """The samples up to the last that is not zero; in a rehearsal all."""
+    if isinstance(samples, FakeTensor):
+        return samples
     heard = samples.nonzero()
     return samples[: int(heard[-1]) + 1 if len(heard) else 0]
 

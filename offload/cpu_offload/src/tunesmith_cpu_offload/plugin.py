@@ -8,8 +8,6 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
 from tunesmith import Batch, Config, Family, Lever, Model, Part, Plugin, Report, Run, Settings, Stage, Wrapper, hookimpl
 
 from .moving import state_away
@@ -51,7 +49,7 @@ class CpuOffload(Plugin[CpuOffloadSettings]):
 
     def remarks(self, config: Config, family: Family) -> Iterator[str]:
         """What moves, and how often."""
-        if device_type(config) == "cpu":
+        if config.device.type == "cpu":
             yield "the run computes on the CPU, where everything lies already: nothing moves"
             return
         if self.settings.encoders and not config.run.cache:
@@ -123,14 +121,6 @@ def samples_are_made(config: Config) -> bool:
     """Whether validation makes anything, and is ever due."""
     table = config.validation
     return bool(config.prompts or table.samples or table.dataset_samples) and bool(table.every or table.at_start or table.at_end)
-
-
-def device_type(config: Config) -> str:
-    """The kind of device that the run will compute on."""
-    if config.run.device != "auto":
-        return torch.device(config.run.device).type
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return "cpu" if found is None else found.type
 
 
 def _make_way(turns: Turns, *_: Any) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.hooks import apply_group_offloading
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from tunesmith import InputError
+from tunesmith import InputError, Run
+
+from .groups import weights_of
 
 
 def offload_encoder(name: str, network: nn.Module, level: str, blocks_per_group: int, device: torch.device, folder: Path | None) -> None:
@@ -32,6 +36,29 @@ def offload_encoder(name: str, network: nn.Module, level: str, blocks_per_group:
         offload_to_disk_path=None if folder is None else str(folder),
         block_modules=sorted(parts),
     )
+
+
+def count_visits(network: nn.Module, run: Run) -> None:
+    """In a rehearsal, where the machine is the device: let weights that come and go be counted only while they are there."""
+    for group in {id(group): group for group in _groups(network)}.values():
+        tensors = [*weights_of(group.modules), *group.parameters, *group.buffers]
+        group.onload_ = partial(_settle, tensors, run.device_copy)
+        group.offload_ = partial(_settle, tensors, run.host_copy)
+        group.offload_()
+
+
+def _groups(network: nn.Module) -> Iterator[Any]:
+    """What diffusers lets come and go, some of it several times."""
+    for module in network.modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        hook = None if registry is None else registry.get_hook("group_offloading")
+        if hook is not None:
+            yield hook.group
+
+
+def _settle(tensors: Sequence[Tensor], place: Callable[[Tensor], Tensor]) -> None:
+    for tensor in tensors:
+        tensor.data = place(tensor.data)
 
 
 def holders(module: nn.Module) -> Iterator[str]:

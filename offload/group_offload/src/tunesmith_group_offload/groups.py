@@ -117,6 +117,19 @@ class Group:
             tensor.data = place
 
 
+def shared_weights(network: nn.Module, portions: Sequence[Sequence[nn.Module]]) -> set[Tensor]:
+    """What modules of several portions of a network hold, or of a portion and of the rest: it cannot come and go with one of them."""
+    within = {module for portion in portions for top in portion for module in top.modules()}
+    holders: dict[Tensor, set[int]] = {}
+    for number, portion in enumerate(portions):
+        for tensor in weights_of(portion):
+            holders.setdefault(tensor, set()).add(number)
+    for module in network.modules():
+        for tensor in chain(module.parameters(recurse=False), module.buffers(recurse=False)) if module not in within else ():
+            holders.setdefault(tensor, set()).add(len(portions))
+    return {tensor for tensor, numbers in holders.items() if len(numbers) > 1}
+
+
 def weights_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
     """The parameters and buffers of modules."""
     return chain.from_iterable(chain(module.parameters(), module.buffers()) for module in modules)

@@ -6,11 +6,12 @@ import difflib
 import weakref
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from safetensors import SafetensorError
 from torch import nn
 
@@ -33,8 +34,8 @@ from tunesmith import (
     hookimpl,
 )
 
-from .encoders import offload_encoder
-from .groups import Group, weights_of
+from .encoders import count_visits, offload_encoder
+from .groups import Group, shared_weights, weights_of
 from .schedule import Schedule, Stretch
 from .scratch import Scratch, why_unusable
 
@@ -54,6 +55,14 @@ class GroupOffloadSettings(Settings):
     """Keep frozen weights in files below this folder instead of in memory; they are deleted when they are no longer needed."""
     encoders: tuple[str, ...] = ()
     """Further networks that come and go by `level`, without streams: folders of the checkpoint such as `text_encoder` and `vae`."""
+
+    @field_validator("encoders")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+        if twice is not None:
+            raise ValueError(f"has {twice!r} twice; name it once")
+        return names
 
 
 class GroupOffload(Plugin[GroupOffloadSettings]):
@@ -100,7 +109,7 @@ class GroupOffload(Plugin[GroupOffloadSettings]):
             yield from (((*place, "encoders"), sentence) for sentence in unknown(settings.encoders, family.encoder_types, family.name))
         if settings.to_disk is not None and (reason := why_unusable(settings.to_disk)) is not None:
             yield (*place, "to_disk"), f"to_disk: {reason}"
-        if not trains_base(config):
+        if not config.trains_base:
             return
         if settings.to_disk is not None:
             yield (
@@ -122,12 +131,12 @@ class GroupOffload(Plugin[GroupOffloadSettings]):
 
     def remarks(self, config: Config, family: Family) -> Iterator[str]:
         """What stays on the device, and what is done on the machine."""
-        kind = "weights" if trains_base(config) else "frozen weights"
+        kind = "weights" if config.trains_base else "frozen weights"
         most = self._most_here(config) if self.settings.level == "block" else 1
         yield f"of {family.num_blocks} blocks the {kind} of at most {most} are on the device at a time"
-        if trains_base(config):
+        if config.trains_base:
             yield "gradients and the optimizer's state of the blocks lie on the machine, whose processor updates their weights"
-        device = device_type(config)
+        device = config.device.type
         if device == "cpu":
             yield "the run computes on the CPU, where the weights lie anyway: nothing is saved, and use_stream has nothing to overlap"
         elif device != "cuda" and self.settings.use_stream:
@@ -139,13 +148,15 @@ class GroupOffload(Plugin[GroupOffloadSettings]):
         model = yield
         if part is Part.DENOISER:
             self._place_denoiser(run, model)
-        elif self.settings.encoders and not run.is_rehearsal:
+        elif self.settings.encoders:
             self._place_encoders(run, model, part)
         return model
 
     def _place_denoiser(self, run: Run, model: Model) -> None:
         stretches = stretches_of(model.trunk(), self.settings, model.trains_base)
-        groups = [Group(weights_of(stretch.modules), run, model.trains_base) for stretch in stretches]
+        shared = shared_weights(model.denoiser, [stretch.modules for stretch in stretches])
+        own = [[tensor for tensor in weights_of(stretch.modules) if tensor not in shared] for stretch in stretches]
+        groups = [Group(tensors, run, model.trains_base) for tensors in own]
         away = {id(tensor) for group in groups for tensor in group.tensors}
         for tensor in weights_of(model.modules()):
             if id(tensor) not in away:
@@ -154,6 +165,7 @@ class GroupOffload(Plugin[GroupOffloadSettings]):
         streams = uses_streams(self.settings, run.device.type)
         stream: Any = torch.cuda.Stream(run.device) if streams else None  # type: ignore[no-untyped-call]
         self.schedule = Schedule(model.denoiser, stretches, groups, stream)
+        model.denoiser.register_forward_hook(partial(rest_between_steps, run, self.schedule), always_call=True)
         if not run.is_rehearsal:
             self._settle(groups, run)
             size, kind = sum(group.bytes for group in groups), "trained" if model.trains_base else "frozen"
@@ -170,11 +182,13 @@ class GroupOffload(Plugin[GroupOffloadSettings]):
                 network.to(run.device)
                 continue
             with self._writing():
-                files = self._scratch()
+                files = None if run.is_rehearsal else self._scratch()
                 if files is not None:
                     weakref.finalize(network, files.delete)
                 folder = None if files is None else files.path
                 offload_encoder(name, network, self.settings.level, self.settings.blocks_per_group, run.device, folder)
+            if run.is_rehearsal:
+                count_visits(network, run)
         model.extra.to(run.device)
         model.placed = True
 
@@ -206,7 +220,7 @@ class GroupOffload(Plugin[GroupOffloadSettings]):
 
     def _most_here(self, config: Config) -> int:
         """The most blocks that are on the device at once."""
-        return self.settings.blocks_per_group * (2 if uses_streams(self.settings, device_type(config)) else 1)
+        return self.settings.blocks_per_group * (2 if uses_streams(self.settings, config.device.type) else 1)
 
     def _too_many(self, config: Config, family: Family) -> str:
         most, alone = self._most_here(config), self.settings.blocks_per_group
@@ -217,17 +231,10 @@ class GroupOffload(Plugin[GroupOffloadSettings]):
         return f"{found}; this saves nothing: " + (f"use at most {fewer}" if fewer else "set use_stream = false, or take this table out")
 
 
-def trains_base(config: Config) -> bool:
-    """Whether the weights of the blocks are themselves trained."""
-    return not any(config.classes[name].stage is Stage.ADAPT for name in config.plugins)
-
-
-def device_type(config: Config) -> str:
-    """The kind of device that the run will compute on."""
-    if config.run.device != "auto":
-        return config.run.device.partition(":")[0]
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator.type if accelerator else "cpu"
+def rest_between_steps(run: Run, schedule: Schedule, *_: Any) -> None:
+    """Let every group go home after a forward that no backward follows, so that the update finds all weights and gradients there."""
+    if run.current is None:
+        schedule.rest()
 
 
 def uses_streams(settings: GroupOffloadSettings, device: str) -> bool:

@@ -48,7 +48,7 @@ class AttentionBackend(Plugin[AttentionBackendSettings]):
             yield ("plugins", self.name), told
             return
         for phase, kernel in (("training", self.settings.training), ("validation", self.settings.validation)):
-            reason = refusal(kernel, config.run.device, trains=phase == "training", masks=family.masks_attention)
+            reason = refusal(kernel, config.device.type, trains=phase == "training", masks=family.masks_attention)
             if reason is not None:
                 yield ("plugins", self.name, phase), f"{phase} = {kernel!r}: {reason}"
 
@@ -69,7 +69,9 @@ class AttentionBackend(Plugin[AttentionBackendSettings]):
         return model
 
     def _enter(self, entered: list[AbstractContextManager[Any]], run: Run, module: nn.Module, *_: Any) -> None:
-        kernel = self.settings.training if module.training else self.settings.validation
+        # by the step and not by the module's mode: what is predicted within a step without a gradient settles what is learnt, too
+        is_learning = run.current is not None and run.current.mode == "train"
+        kernel = self.settings.training if is_learning else self.settings.validation
         context = attention_backend(kernel)
         context.__enter__()
         entered.append(context)
@@ -79,7 +81,7 @@ class AttentionBackend(Plugin[AttentionBackendSettings]):
 
 
 def refusal(kernel: str, device: str, *, trains: bool, masks: bool) -> str | None:
-    """Why a kernel cannot be used, or None."""
+    """Why a kernel cannot be used on a kind of device, or None."""
     if kernel not in KERNELS:
         return f"there is no such kernel; diffusers has {', '.join(KERNELS)}"
     if trains and kernel in WITHOUT_BACKWARD:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -21,6 +21,8 @@ WARM = 10
 
 class EmaSettings(Settings):
     """`[plugins.ema]`: how long the average remembers, where it lies, and what validation looks at."""
+
+    may_change: ClassVar[frozenset[str]] = frozenset({"validate_with"})
 
     decay: float = Field(0.999, ge=0, lt=1)
     """Share of the average that a step leaves as it is: 0.999 remembers about the last 1,000 steps."""
@@ -43,6 +45,13 @@ class Ema(Plugin[EmaSettings]):
         super().__init__(name, settings)
         self._average: Average | None = None
         self._saves_average = False
+
+    def check(self, config: Config, family: Family) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """An average that would never leave the weights as they were loaded."""
+        steps = config.run.steps
+        if steps is not None and self.settings.every > steps:
+            place = ("plugins", self.name, "every")
+            yield place, f"every = {self.settings.every}: no update is due within {steps} steps, so nothing would be averaged; use fewer"
 
     def remarks(self, config: Config, family: Family) -> Iterator[str]:
         """Where the average takes memory."""
@@ -91,6 +100,11 @@ class Ema(Plugin[EmaSettings]):
                 run.hooks.save_checkpoint(run, folder)
         finally:
             self._saves_average = False
+
+    def rehearse_saving(self, run: Run) -> None:
+        """Put the average in place of the weights, as for saving it."""
+        with self._in_place(run):
+            pass
 
     @property
     def average(self) -> Average:

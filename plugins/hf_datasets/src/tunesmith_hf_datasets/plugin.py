@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationInfo, ValidatorFunctionWrapHandler, field_validator
+from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
 
 from tunesmith import Entry, Funnel, InputError, Kind, Listing, ModelSource, NoSettings, SampleTable, Settings, SourcePlugin, Stage
 
@@ -22,13 +22,13 @@ class HubDataset(Settings):
 
     dataset: ModelSource
     """Id on the Hub, or a folder: of parquet files, of pictures, or what `save_to_disk` wrote."""
-    config: str | None = None
+    config: str | None = Field(None, min_length=1)
     """Configuration of the dataset; needed where it has several."""
-    split: str = "train"
+    split: str = Field("train", min_length=1)
     """Which rows; a part as in `train[:10%]` too."""
-    revision: str | None = None
+    revision: str | None = Field(None, min_length=1)
     """Branch, tag or commit on the Hub."""
-    file_column: str | None = None
+    file_column: str | None = Field(None, min_length=1)
     """Column that holds the files; the only one of the dataset's kind when not given."""
 
     @field_validator("dataset", mode="wrap")

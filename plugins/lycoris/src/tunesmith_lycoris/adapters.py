@@ -25,6 +25,8 @@ from .settings import LOW_RANK
 
 CHILD = "lycoris"
 """The adapter's name within its layer, and so in the names of its parameters."""
+TITLES = {"lokr": "LoKr", "loha": "LoHa", "locon": "LoCon", "ia3": "(IA)^3", "full": "whole differences"}
+"""What the algorithms are called in sentences."""
 PREFIX = "lycoris_"
 """What keys of a file begin with; the layer's path follows, with underscores for dots."""
 
@@ -145,6 +147,13 @@ def is_quantised(layer: nn.Module) -> bool:
     return not weight.is_floating_point() or type(weight.data) is not Tensor
 
 
+def needs_weight(options: LayerOptions) -> str | None:
+    """For what an adapter must find its layer's weight as it is, or None."""
+    if options.algo == "full":
+        return TITLES["full"]
+    return "DoRA" if options.weight_decompose and options.algo in LOW_RANK else None
+
+
 def is_wide(layer: nn.Module) -> bool:
     """Whether a layer is a convolution with a kernel above 1."""
     return not isinstance(layer, nn.Linear) and any(size != 1 for size in layer.kernel_size)  # type: ignore[union-attr]
@@ -194,8 +203,7 @@ class Adapters:
             self.layers = {path: self._adapt(path, network.get_submodule(path), options) for path, options in layers.items()}
 
     def _adapt(self, path: str, layer: nn.Module, options: LayerOptions) -> Adapted:
-        if is_quantised(layer) and (options.algo == "full" or options.weight_decompose):
-            what = "the whole difference" if options.algo == "full" else "DoRA"
+        if is_quantised(layer) and (what := needs_weight(options)):
             raise InputError(f"lycoris cannot train {what} of {path}, whose weight is quantised; use lokr, loha or locon without `dora_wd`")
         config = self.config
         adapter = KINDS[options.algo](

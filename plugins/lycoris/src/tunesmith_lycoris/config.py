@@ -7,13 +7,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from tunesmith import InputError
 
-from .settings import USED_BY, Algorithm, LayerSettings, LycorisSettings, inherited
+from .settings import USED_BY, Algorithm, Factor, LayerSettings, LycorisSettings, Rank, inherited
 from .targets import expression
 
 NAME = "lycoris_config.json"
@@ -41,9 +41,9 @@ ADVICE = {
     "wd_on_output": 'for some modules it is called "wd_on_out"',
 }
 """What to say of keys that LyCORIS or other trainers know, where they are of no use."""
-OF_MODULES = {"dim": "rank", "weight_decompose": "dora_wd", "wd_on_out": "wd_on_output"}
-OF_ALL = {"linear_dim": "rank", "linear_alpha": "alpha"}
-"""Keys of the file that are settings of another name."""
+OF_ALL = ("linear_dim", "linear_alpha")
+"""Keys that trainers write for every algorithm."""
+FileAlgorithm: TypeAlias = Annotated[Algorithm, BeforeValidator(lambda algo: "locon" if algo == "lora" else algo)]
 
 
 class _Table(BaseModel):
@@ -55,37 +55,21 @@ class _Table(BaseModel):
         return {name for name in self.model_fields_set if getattr(self, name) != type(self).model_fields[name].default}
 
 
-class _Arguments(_Table):
-    """Arguments that are called alike for all modules and for some."""
+class ModuleConfig(LayerSettings):
+    """What is other for some modules: the settings of some layers, a few of them by other keys."""
 
-    @field_validator("algo", mode="before", check_fields=False)
-    @classmethod
-    def _one_name(cls, algo: Any) -> Any:
-        return "locon" if algo == "lora" else algo
-
-    @field_validator("factor", check_fields=False)
-    @classmethod
-    def _factor_is_no_zero(cls, factor: int | None) -> int | None:
-        if factor == 0:
-            raise ValueError("0 is no size of a factor")
-        return factor
+    algo: FileAlgorithm | None = None
+    """The algorithm; `lora` is LoCon."""
+    rank: Rank | None = Field(None, alias="dim")
+    """Rank of the update."""
+    dora_wd: bool | None = Field(None, alias="weight_decompose")
+    """Train the length of each row apart from its direction."""
+    wd_on_output: bool | None = Field(None, alias="wd_on_out")
+    """Lengths of rows, or else of columns."""
 
 
-class ModuleConfig(_Arguments):
-    """What is other for some modules."""
-
-    algo: Algorithm | None = None
-    dim: int | None = Field(None, ge=1)
-    alpha: float | None = Field(None, gt=0)
-    factor: int | None = Field(None, ge=-1)
-    full_matrix: bool | None = None
-    decompose_both: bool | None = None
-    unbalanced_factorization: bool | None = None
-    use_tucker: bool | None = None
-    weight_decompose: bool | None = None
-    wd_on_out: bool | None = None
-    train_on_input: bool | None = None
-    bypass_mode: bool | None = None
+KEYS = {name: field.alias or name for name, field in ModuleConfig.model_fields.items()}
+"""What the settings of layers are called in the file."""
 
 
 class Preset(_Table):
@@ -118,18 +102,18 @@ class LayerOptions:
     bypass_mode: bool | None
 
 
-class NetworkConfig(_Arguments):
+class NetworkConfig(_Table):
     """The whole file; `linear_alpha` is `linear_dim` where it is left out."""
 
     required: ClassVar[tuple[str, ...]] = ("algo", "multiplier", "linear_dim", "linear_alpha", "apply_preset")
 
-    algo: Algorithm = "locon"
+    algo: FileAlgorithm = "locon"
     multiplier: float = 1.0
     linear_dim: int = Field(ge=1)
     linear_alpha: float | None = Field(None, gt=0)
     conv_dim: int | None = Field(None, ge=1)
     conv_alpha: float | None = Field(None, gt=0)
-    factor: int = Field(-1, ge=-1)
+    factor: Factor = -1
     full_matrix: bool = False
     decompose_both: bool = False
     unbalanced_factorization: bool = False
@@ -153,9 +137,9 @@ class NetworkConfig(_Arguments):
     def options(self, module: ModuleConfig | None, *, wide: bool) -> LayerOptions | None:
         """What a layer gets that `module` speaks of; `wide` convolutions, of kernels above 1, have a rank of their own, or none."""
         one, conv = module or ModuleConfig(), wide and self.conv_dim is not None
-        if wide and not self.apply_preset.enable_conv and one.dim is None:
+        if wide and not self.apply_preset.enable_conv and one.rank is None:
             return None
-        rank = one.dim or (self.conv_dim if conv else None) or self.linear_dim
+        rank = one.rank or (self.conv_dim if conv else None) or self.linear_dim
         alpha = one.alpha or (self.conv_alpha if wide else None) or self.linear_alpha or float(rank)
         return LayerOptions(
             algo=one.algo or self.algo,
@@ -166,8 +150,8 @@ class NetworkConfig(_Arguments):
             decompose_both=inherited(one.decompose_both, self.decompose_both),
             unbalanced_factorization=inherited(one.unbalanced_factorization, self.unbalanced_factorization),
             use_tucker=inherited(one.use_tucker, self.use_tucker),
-            weight_decompose=inherited(one.weight_decompose, self.dora_wd),
-            wd_on_out=inherited(one.wd_on_out, self.wd_on_output),
+            weight_decompose=inherited(one.dora_wd, self.dora_wd),
+            wd_on_out=inherited(one.wd_on_output, self.wd_on_output),
             train_on_input=inherited(one.train_on_input, self.train_on_input),
             bypass_mode=self.bypass_mode if one.bypass_mode is None else one.bypass_mode,
         )
@@ -194,17 +178,17 @@ class NetworkConfig(_Arguments):
         preset = self.apply_preset
         maps = {**preset.module_algo_map, **preset.name_algo_map}
         used = {self.algo, *(one.algo or self.algo for one in maps.values())}
-        for name in sorted(self.written - OF_ALL.keys()):
+        for name in sorted(self.written.difference(OF_ALL)):
             if name in USED_BY and not USED_BY[name] & used:
                 yield f'"{name}" does nothing with {" and ".join(sorted(used))}'
         for target, one in maps.items():
-            for name in sorted(one.written):
-                if not USED_BY.get(OF_MODULES.get(name, name), used) & {one.algo or self.algo}:
-                    yield f'"{name}" of "{target}" does nothing with {one.algo or self.algo}'
+            for name in sorted(one.model_dump(exclude_none=True)):
+                if not USED_BY.get(name, used) & {one.algo or self.algo}:
+                    yield f'"{KEYS[name]}" of "{target}" does nothing with {one.algo or self.algo}'
 
     def as_json(self) -> str:
         """The file's text: what trainers ask for, and what is not the default."""
-        said = self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+        said = self.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True)
         needed = self.model_dump(mode="json", include=set(self.required) - {"apply_preset"})
         alpha = self.linear_alpha or float(self.linear_dim)
         return json.dumps({**needed, **said, "linear_alpha": alpha}, indent=2) + "\n"
@@ -220,8 +204,7 @@ def from_settings(settings: LycorisSettings, targets: tuple[str, ...]) -> Networ
 
 def _module_config(one: LayerSettings, common: LycorisSettings) -> ModuleConfig:
     """An override by the file's names; without any alpha it is the override's own rank."""
-    names = {setting: key for key, setting in OF_MODULES.items()}
-    given = {names.get(name, name): value for name, value in one.model_dump(exclude_none=True).items()}
+    given = {KEYS[name]: value for name, value in one.model_dump(exclude_none=True).items()}
     if one.rank is not None and one.alpha is None and common.alpha is None:
         given["alpha"] = float(one.rank)
     return ModuleConfig(**given)
@@ -257,6 +240,6 @@ def _complaint(error: Any) -> str:
     if key in ADVICE:
         return f'"{key}"{where} cannot be used: {ADVICE[key]}'
     kind = NetworkConfig if not table else Preset if len(table) == 1 else ModuleConfig
-    known = list(kind.model_fields)
+    known = [field.alias or name for name, field in kind.model_fields.items()]
     near = difflib.get_close_matches(str(key), known, 1)
     return f'"{key}"{where} is unknown; ' + (f'did you mean "{near[0]}"?' if near else f"known are {', '.join(known)}")

@@ -18,14 +18,13 @@ from torch import Tensor, nn
 
 from tunesmith import InputError
 
-from .adapters import PREFIX, Adapted, Adapters, is_wide, key_of, lokr_factors
+from .adapters import PREFIX, TITLES, Adapted, Adapters, is_wide, key_of, lokr_factors
 from .config import NAME, LayerOptions
 
 FOLDER = "diffusers"
 """Folder for what diffusers reads."""
 DENOISER = "transformer."
 """What diffusers calls the denoiser in the keys of a file."""
-TITLES = {"lokr": "LoKr", "loha": "LoHa", "locon": "LoCon", "ia3": "(IA)^3", "full": "whole differences"}
 
 
 def write(folder: Path, adapters: Adapters) -> None:

@@ -12,9 +12,9 @@ from torch import nn
 
 from tunesmith import Config, Family, InputError, Model, Part, Plugin, Run, Stage, Wrapper, hookimpl
 
-from .adapters import Adapters, is_wide, lokr_factors, made_weight
+from .adapters import TITLES, Adapters, is_wide, lokr_factors, made_weight, needs_weight
 from .config import LayerOptions, NetworkConfig, from_settings, read_config
-from .files import TITLES, check_layers, read, start_from, unreadable_by_diffusers, write
+from .files import check_layers, read, start_from, unreadable_by_diffusers, write
 from .settings import LOW_RANK, LycorisSettings
 from .targets import NoMatch, expression, select_layers
 
@@ -76,6 +76,11 @@ class Lycoris(Plugin[LycorisSettings]):
         reason = unreadable_by_diffusers(adapted)
         if reason is not None:
             yield f"diffusers' load_lora_adapter cannot read what is trained: {reason}; it is saved in LyCORIS' own layout alone"
+
+    def needs_weights(self, config: Config, family: Family) -> dict[str, str]:
+        """The layers of which the whole difference is trained, or the lengths apart from the directions."""
+        layers = self._layers(family.on_meta(), self._network_config(family))
+        return {path: purpose for path, options in layers.items() if (purpose := needs_weight(options)) is not None}
 
     @hookimpl(wrapper=True)
     def load_model(self, run: Run, part: Part) -> Wrapper[Model]:

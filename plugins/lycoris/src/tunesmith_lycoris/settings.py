@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tunesmith import InputPath, Settings
 
 from .targets import is_pattern
 
+
+def _no_zero(factor: int) -> int:
+    if factor == 0:
+        raise ValueError("0 is no size of a factor: -1 makes both as near to each other as they can be")
+    return factor
+
+
 Algorithm: TypeAlias = Literal["lokr", "loha", "locon", "ia3", "full"]
+Rank: TypeAlias = Annotated[int, Field(ge=1)]
+Factor: TypeAlias = Annotated[int, Field(ge=-1), AfterValidator(_no_zero)]
 
 LOW_RANK = frozenset({"lokr", "loha", "locon"})
 USED_BY: Mapping[str, frozenset[str]] = {
@@ -29,11 +38,11 @@ class LayerSettings(Settings):
 
     algo: Algorithm | None = None
     """The algorithm."""
-    rank: int | None = Field(None, ge=1)
+    rank: Rank | None = None
     """Rank of the update."""
     alpha: float | None = Field(None, gt=0)
     """The update is scaled by alpha / rank."""
-    factor: int | None = Field(None, ge=-1)
+    factor: Factor | None = None
     """Of LoKr: the size of the first factor."""
     full_matrix: bool | None = None
     """Of LoKr: keep the second factor whole."""
@@ -52,13 +61,6 @@ class LayerSettings(Settings):
     bypass_mode: bool | None = None
     """Add to what the layer gives, or else to its weight."""
 
-    @field_validator("factor")
-    @classmethod
-    def _factor_is_no_zero(cls, factor: int | None) -> int | None:
-        if factor == 0:
-            raise ValueError("0 is no size of a factor: -1 makes both as near to each other as they can be")
-        return factor
-
 
 class LycorisSettings(Settings):
     """`[plugins.lycoris]`: the algorithm and its arguments, where it attaches and what it starts from."""
@@ -74,11 +76,11 @@ class LycorisSettings(Settings):
     algo: Algorithm = "lokr"
     """LoKr (a Kronecker product), LoHa (a Hadamard product), LoCon (LoRA, of convolutions too), (IA)^3 (a scale for each channel) or the
     whole difference of weight and bias."""
-    rank: int = Field(16, ge=1)
+    rank: Rank = 16
     """Rank of the update."""
     alpha: float | None = Field(None, gt=0)
     """The update is scaled by alpha / rank; the rank when not given."""
-    factor: int = Field(-1, ge=-1)
+    factor: Factor = -1
     """Of LoKr: the size of the first factor, where it divides the layer's sides; -1 makes both as near to each other as they can be."""
     full_matrix: bool = False
     """Of LoKr: keep the second factor whole instead of decomposing it at the rank."""
@@ -121,13 +123,6 @@ class LycorisSettings(Settings):
             except re.error as error:
                 raise ValueError(f"{target!r} is no regular expression: {error}") from None
         return targets
-
-    @field_validator("factor")
-    @classmethod
-    def _factor_is_no_zero(cls, factor: int) -> int:
-        if factor == 0:
-            raise ValueError("0 is no size of a factor: -1 makes both as near to each other as they can be")
-        return factor
 
     @model_validator(mode="after")
     def _everything_counts(self) -> LycorisSettings:

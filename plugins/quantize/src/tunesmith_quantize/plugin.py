@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -99,7 +99,7 @@ class Quantize(Plugin[QuantizeSettings]):
             yield (*here, "text_encoders"), f"text_encoders: {family.name} has none; take this out"
         if settings.format is None:
             return
-        if not any(plugin.stage is Stage.ADAPT for plugin in config.classes.values()):
+        if config.trains_base:
             yield (
                 (*here, "format"),
                 f"format: without an adapter the weights of {family.name} are themselves trained, and what is quantised has no gradient; "
@@ -126,6 +126,11 @@ class Quantize(Plugin[QuantizeSettings]):
         outline = _outline(config, family)
         if self.settings.format is not None and outline is not None:
             yield str(tally(outline.denoiser, self._layers(outline), self.format, _DTYPES[config.run.weights]))
+
+    def packs(self, config: Config, family: Family) -> Collection[str]:
+        """The layers that are quantised; none where the family does not tell them without weights."""
+        outline = None if self.settings.format is None else _outline(config, family)
+        return () if outline is None else self._layers(outline)
 
     def alters(self, field: Field) -> str:
         """What is made of captions is made by the text encoders."""
@@ -172,17 +177,9 @@ class Quantize(Plugin[QuantizeSettings]):
 
     def _obstacle(self, name: FormatName, config: Config) -> str | None:
         """Why a format cannot be had here, with those that can."""
-        device = _device(config)
-        devices = (device,) if self.settings.on == "device" else (torch.device("cpu"), device)
+        devices = (config.device,) if self.settings.on == "device" else (torch.device("cpu"), config.device)
         reason = make_format(name).obstacle(*devices)
         return None if reason is None else f"{reason}. Here there are {', '.join(usable(*devices)) or 'none'}"
-
-
-def _device(config: Config) -> torch.device:
-    """The device that the run will compute on."""
-    if config.run.device == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    return torch.device(config.run.device)
 
 
 def _outline(config: Config, family: Family) -> Model | None:

@@ -47,9 +47,8 @@ class ScheduledSampling(Plugin[ScheduledSamplingSettings]):
 
     def expected_cost(self, config: Config, probability: float) -> float:
         """How many times as long a step takes: backward takes twice as long as forward, and half of that for an adapter alone."""
-        adapts = any(config.classes[name].stage is Stage.ADAPT for name in config.plugins)
         every = int(config.run.gradient_checkpointing)
-        forwards_a_step = 1 + (1 if adapts else 2) + (1 / every if every else 0)
+        forwards_a_step = 1 + (2 if config.trains_base else 1) + (1 / every if every else 0)
         terms = self.settings.reflexflow
         compared = 2 * (1 - self.settings.chances[0]) if terms is not None and terms.frequency else 0
         return 1 + probability * (self.settings.expected_steps + compared) / forwards_a_step
