@@ -6,10 +6,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 
 from tunesmith.config import Config
 from tunesmith.config.tables import OptimizerTable
-from tunesmith.forecast import optimizer_bytes
+from tunesmith.forecast import optimizer_rates
 from tunesmith.understudies import OptimizerBytes
 
 BLOCK = 256
@@ -19,9 +20,9 @@ BLOCK = 256
 def taken(kind: str, device: str, **more: Any) -> OptimizerBytes:
     """Bytes for each weight in fp32 with this optimizer on this device."""
     settings = SimpleNamespace(optimizer=OptimizerTable(type=kind, **more), run=SimpleNamespace(device=device, weights="fp32"))
-    found = optimizer_bytes(cast(Config, settings))
-    assert found is not None
-    return found
+    rates = optimizer_rates(cast(Config, settings))
+    assert rates is not None
+    return rates[torch.float32, None]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -9,14 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from core.tests.conftest import Installation, installation
 from tunesmith import Lever, savings
 from tunesmith.config import load_config
+from tunesmith.forecast import optimizer_rates
 from tunesmith.levers import all_levers
 from tunesmith.plan import Plan, make_plan
 from tunesmith.savings import LEAST_RESERVED
+from tunesmith.session import assemble
 
 __all__ = ["installation"]
 
@@ -103,6 +106,33 @@ def test_each_phase_is_told_for_the_largest_batch_that_is_trained(plan):
     told = printed(made)
     assert f"memory of a model of 0.1 M parameters, forecast for 2 samples of {largest.width}x{largest.height} at a time:\n" in told
     assert re.search(r"phase +weights +gradients +optimizer +activations +peak\n +caching .*\n +training +0\.34 MiB +0\.34 MiB", told)
+
+
+def test_what_plugins_train_beside_weights_in_bf16_has_moments_in_fp32(plan):
+    made = plan("run.weights=bf16", "plugins.lora.rank=16")
+    training = next(phase for phase in made.memory.phases if phase.name == "training")
+    assert training.optimizer == pytest.approx(2 * training.gradients, rel=0.01)  # two moments of four bytes beside a gradient of four
+
+
+def test_of_muon_each_weight_has_what_its_own_side_keeps(plan):
+    made = plan("optimizer.type=muon")
+    training = next(phase for phase in made.memory.phases if phase.name == "training")
+    shapes = assemble(load_config(Path("c.toml"))).family.on_meta().named_modules()
+    layers = [layer for name, layer in shapes if name.startswith("transformer_blocks.") and isinstance(layer, torch.nn.Linear)]
+    matrices = sum(layer.weight.numel() for layer in layers)
+    assert 0 < matrices < made.memory.parameters
+    assert training.optimizer == pytest.approx(4 * matrices + 8 * (made.memory.parameters - matrices), rel=0.01)
+
+
+@pytest.mark.parametrize(("type_", "state"), [("prodigy", 16), ("rmsprop", 4), ("sgd", 0)])
+def test_an_optimizer_that_goes_from_weight_to_weight_takes_an_update_of_one(plan, type_, state):
+    plan()
+    rate = "1.0" if type_ == "prodigy" else "0.001"
+    rates = optimizer_rates(load_config(Path("c.toml"), ["run.device=cpu", f"optimizer.type={type_}", f"optimizer.lr={rate}"]))
+    assert rates is not None
+    [each] = rates.values()
+    assert each.state == pytest.approx(state, abs=0.01)
+    assert not each.at_once
 
 
 def test_what_is_proposed_fits_by_the_forecast_of_the_run_with_it(plan, monkeypatch):

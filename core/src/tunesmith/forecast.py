@@ -7,19 +7,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .combined import parts_of
 from .config import Config
-from .config.optimizers import optimizer_class
-from .config.tables import OptimizerTable
+from .config.optimizers import MUON, optimizer_class
 from .engine import FUSED, Switching, choose_device, make_optimizer
 from .errors import InputError
 from .live import LiveTensors, num_bytes
 from .rehearsal import Phase, Size, rehearse
 from .session import Assembly
-from .understudies import NotRehearsed, OptimizerBytes
+from .understudies import NotRehearsed, OptimizerBytes, OptimizerRates
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 EDGE = 128
@@ -46,33 +45,44 @@ class Forecast:
 
 def forecast(config: Config, cast: Assembly, size: Size) -> Forecast:
     """What a run takes with samples of this size; the plugins of `cast` are of no use for a real run afterwards."""
-    each = optimizer_bytes(config)
-    if each is None:
+    rates = optimizer_rates(config)
+    if rates is None:
         return Forecast(size, (), f"what {config.optimizer.type} keeps of each weight is only known where it can make a step")
     try:
-        phases, unknown = rehearse(config, cast, size, each)
+        phases, unknown = rehearse(config, cast, size, rates)
         return Forecast(size, tuple(phases), unknown=tuple(unknown))
     except NotRehearsed as error:
         return Forecast(size, (), str(error))
 
 
-def optimizer_bytes(config: Config) -> OptimizerBytes | None:
-    """What the optimizer takes, found by letting it make steps, on the run's device if that is here; None if it cannot here.
+def optimizer_rates(config: Config) -> OptimizerRates | None:
+    """What the optimizer takes of each kind of weight, found by letting it make steps, on the run's device if that is here.
 
-    What a kernel makes for itself does not count, as nowhere in a forecast, even where it is written of other operations, as
-    bitsandbytes' are for the CPU.
+    What plugins train stays in fp32 where the model's weights are in bf16, and Muon leaves to AdamW what is no matrix of the
+    trunk. None if no step can be made here. What a kernel makes for itself does not count, as nowhere in a forecast, even
+    where it is written of other operations, as bitsandbytes' are for the CPU.
     """
-    table = config.optimizer.model_copy(update={"fused_backward_pass": False, **_chosen_on_a_gpu(config)})
-    device, dtype = _device(config), DTYPES[config.run.weights]
+    dtypes = {torch.float32, DTYPES[config.run.weights]}
+    sides = (True, False) if config.optimizer.type == MUON else (None,)
     try:
         with torch.compiler.set_stance("force_eager"):  # torchao's would be compiled, which takes long and cannot be watched
-            (one, _, _), (two, first, _), (four, all_kept, switches) = (_updated(count, table, device, dtype) for count in (1, 2, 4))
+            return {(dtype, side): _bytes_of(config, dtype, side) for dtype in dtypes for side in sides}
     except (InputError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError):
         return None  # it steps only on the device or the shapes that it is made for
-    values, has_one_for_each = EDGE * EDGE, config.optimizer.fused_backward_pass
+
+
+def _bytes_of(config: Config, dtype: torch.dtype, use_muon: bool | None) -> OptimizerBytes:
+    table = config.optimizer.model_copy(update={"fused_backward_pass": False, **_chosen_on_a_gpu(config)})
+    device, has_one_for_each = _device(config), config.optimizer.fused_backward_pass
+
+    def updated(count: int) -> tuple[int, int, bool]:
+        weights = [nn.Parameter(torch.ones(EDGE, EDGE, dtype=dtype, device=device)) for _ in range(count)]  # prodigy keeps none of zeros
+        return _updated(weights, make_optimizer([{"params": weights, **({} if use_muon is None else {"use_muon": use_muon})}], table))
+
+    (one, _, _), (two, first, _), (four, all_kept, switches) = map(updated, (1, 2, 4))
     at_once = four > 1.5 * two and not has_one_for_each
     update = four / 4 if at_once else one if has_one_for_each else two  # what was made of one may be there while the next is updated
-    kept = (all_kept - first) / 2  # without what all weights share
+    kept, values = (all_kept - first) / 2, EDGE * EDGE  # without what all weights share
     return OptimizerBytes(kept / values, update / values, at_once, switches)
 
 
@@ -93,10 +103,8 @@ def _chosen_on_a_gpu(config: Config) -> dict[str, bool]:
     return {"foreach": True} if "foreach" in inspect.signature(kind).parameters else {}
 
 
-def _updated(count: int, table: OptimizerTable, device: torch.device, dtype: torch.dtype) -> tuple[int, int, bool]:
-    """Bytes that came and went while so many matrices were updated, those that are kept of them, and whether two sets of weights are."""
-    weights = [torch.nn.Parameter(torch.zeros(EDGE, EDGE, dtype=dtype, device=device)) for _ in range(count)]
-    optimizer = make_optimizer(weights, table)
+def _updated(weights: list[nn.Parameter], optimizer: Optimizer) -> tuple[int, int, bool]:
+    """Bytes that came and went while these weights were updated, those that are kept of them, and whether two sets of weights are."""
     parts = parts_of(optimizer)
     switching = [part for part in parts if isinstance(part, Switching)]
     for part in switching:
@@ -104,7 +112,7 @@ def _updated(count: int, table: OptimizerTable, device: torch.device, dtype: tor
     for _ in range(2):
         with LiveTensors() as live:
             for weight in weights:
-                weight.grad = torch.zeros_like(weight)
+                weight.grad = torch.ones_like(weight)
             live.count((weights, _kept(parts)))
             live.since_now()
             before = live.live

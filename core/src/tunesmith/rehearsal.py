@@ -20,6 +20,7 @@ from .config.datasets import SampleTable
 from .data.given import CONTROL, REFERENCE
 from .data.hashing import FileHashes
 from .encoding.encode import encode
+from .engine import parameter_groups
 from .family import Family, FamilyPlugin
 from .hooks import HookCaller, blamed_on, hookimpl
 from .live import LiveTensors, num_bytes
@@ -35,7 +36,7 @@ from .trainer import with_first_frame_given
 from .understudies import (
     EngineUnderstudy,
     FamilyUnderstudy,
-    OptimizerBytes,
+    OptimizerRates,
     OptimizerUnderstudy,
     SwitchingUnderstudy,
     modules_move,
@@ -138,15 +139,15 @@ def preview_size(config: Config, family: Family) -> Size:
     return Size(family.round_frames(config.validation.num_frames or family.defaults.frames), height, width)
 
 
-def rehearse(config: Config, cast: Assembly, size: Size, each: OptimizerBytes) -> tuple[list[Phase], list[str]]:
+def rehearse(config: Config, cast: Assembly, size: Size, rates: OptimizerRates) -> tuple[list[Phase], list[str]]:
     """What each phase takes with samples of this size, and the encoders that are not known here; NotRehearsed where the family is not.
 
-    A run that keeps nothing in a cache has no phase of caching, and one that makes no samples none of validation. The optimizer
-    takes `each` for a trained weight. The plugins of `cast` take part, and are of no use for a real run afterwards.
+    A run that keeps nothing in a cache has no phase of caching, and one that makes no samples none of validation. Of a
+    trained weight the optimizer takes what `rates` says. The plugins of `cast` take part, and are of no use for a real run afterwards.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), LiveTensors() as live, Rehearsal.of(config, cast, live) as run:
         phases = [_caching(run, size)] if config.run.cache else []
-        phases.append(_training(run, size, each))
+        phases.append(_training(run, size, rates))
         if makes_samples(config):
             phases.append(_validation(run))
         return [*phases, _saving(run)], run.unknown
@@ -201,10 +202,12 @@ def _shapes(run: Run, size: Size) -> dict[str, FieldShape]:
     return shapes
 
 
-def _training(run: Rehearsal, size: Size, each: OptimizerBytes) -> Phase:
+def _training(run: Rehearsal, size: Size, rates: OptimizerRates) -> Phase:
     trainable = load_denoiser(run)
     trained = [parameter for parameter in trainable.parameters() if parameter.requires_grad]
-    optimizer = (SwitchingUnderstudy if each.switches else OptimizerUnderstudy)(trained, each)
+    groups = parameter_groups(trainable, run.config.optimizer, run.model.trunk())
+    kind = SwitchingUnderstudy if any(each.switches for each in rates.values()) else OptimizerUnderstudy
+    optimizer = kind(groups, rates)
     run.model.prepared = run.engine.prepare(trainable, optimizer)
     if run.config.optimizer.fused_backward_pass:
         for parameter in trained:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -73,20 +73,27 @@ class OptimizerBytes(NamedTuple):
     switches: bool
 
 
+OptimizerRates: TypeAlias = Mapping[tuple[torch.dtype, "bool | None"], OptimizerBytes]
+"""For each dtype, and for what a group says by `use_muon`."""
+
+
 class OptimizerUnderstudy(Optimizer):
     """Keeps of each weight that is on the device as many bytes as the real optimizer, and makes no steps."""
 
-    def __init__(self, trained: list[nn.Parameter], each: OptimizerBytes) -> None:
-        super().__init__(trained, {"lr": 0.0})
-        self.each = each
-        self.there = [weight for weight in trained if takes_memory(weight)]
-        for weight in self.there:
-            self.state[weight]["kept"] = torch.empty(round(weight.numel() * each.state), dtype=torch.uint8)
+    def __init__(self, groups: list[dict[str, Any]], rates: OptimizerRates) -> None:
+        super().__init__(groups, {"lr": 0.0})
+        self.there: list[tuple[int, OptimizerBytes]] = []
+        for group in groups:
+            for weight in filter(takes_memory, group["params"]):
+                each = rates[weight.dtype, group.get("use_muon")]
+                self.there.append((weight.numel(), each))
+                self.state[weight]["kept"] = torch.empty(round(weight.numel() * each.state), dtype=torch.uint8)
 
     def step(self, closure: Any = None) -> Any:
         """Take what an update takes for a moment."""
-        sizes = [weight.numel() for weight in self.there]
-        torch.empty(round((sum(sizes) if self.each.at_once else max(sizes, default=0)) * self.each.update), dtype=torch.uint8)
+        together = sum(count * each.update for count, each in self.there if each.at_once)
+        one = max((count * each.update for count, each in self.there if not each.at_once), default=0)
+        torch.empty(round(max(together, one)), dtype=torch.uint8)
 
 
 class SwitchingUnderstudy(OptimizerUnderstudy):
