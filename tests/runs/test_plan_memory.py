@@ -135,6 +135,12 @@ def test_an_optimizer_that_goes_from_weight_to_weight_takes_an_update_of_one(pla
     assert not each.at_once
 
 
+def test_encoders_have_the_precision_that_they_have_on_a_device(plan):
+    caching = {device: plan(f"run.device={device}").memory.phases[0].weights for device in ("auto", "cpu")}
+    in_bf16 = plan("model.text_encoder_dtype=bf16").memory.phases[0].weights
+    assert caching["auto"] == in_bf16 < caching["cpu"]
+
+
 def test_what_is_proposed_fits_by_the_forecast_of_the_run_with_it(plan, monkeypatch):
     levers = [
         Lever({"run.weights": "bf16"}, "digits", 3.0),
