@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -65,6 +66,17 @@ class Probe(Plugin[NoSettings]):
             encoded.fields["seen"] = seen[:3].clone()
         return encoded
 """
+
+
+VAGUE = """
+from tunesmith import NoSettings
+
+class Probe(Plugin[NoSettings]):
+    '''Cannot tell what its fields look like.'''
+    stage = Stage.OBJECTIVE
+
+    def field_shapes(self, config, family, frames, height, width):
+        """
 
 
 @pytest.fixture
@@ -220,6 +232,25 @@ def test_memory_is_not_gone_through_where_that_is_not_asked_for(plan):
     made = make_plan(load_config(Path("c.toml")), forecasts=False)
     assert (made.memory.phases, made.memory.peak, made.memory.reason) == ([], None, "it was not asked for")
     assert "M parameters: no forecast, for it was not asked for\n" in printed(made)
+
+
+@pytest.mark.parametrize("body", ["return None", "return self.nothing", "raise ValueError"])
+def test_a_plugin_that_cannot_describe_its_fields_is_named_and_no_failure_of_the_plan(plan, installation: Installation, body):
+    installation.plugin("vague", VAGUE + body)
+    made = plan(rest="[plugins.vague]\n")
+    assert not made.problems
+    assert made.memory.phases == []
+    assert made.memory.reason.endswith("; in field_shapes of plugin 'vague' (acme-vague 1.0)")
+
+
+def test_an_encoder_that_cannot_be_made_of_its_configuration_is_no_failure_of_the_plan(plan, twin, tmp_path):
+    shutil.copytree(twin, tmp_path / "odd")
+    file = tmp_path / "odd" / "text_encoder" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_hidden_layers": "two"}))
+    made = plan("model.path=odd")
+    assert made.memory.phases == []
+    assert "num_hidden_layers" in made.memory.reason
+    assert "plugin 'sana'" in made.memory.reason
 
 
 def test_a_run_that_cannot_start_is_not_forecast(plan):

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from .config import Config
 from .config.datasets import SampleTable
 from .data.dataset import Dataset
-from .errors import TunesmithError
 from .family import Family
 from .forecast import Forecast, forecast
 from .rehearsal import Phase, Size, preview_size
@@ -77,7 +76,7 @@ def largest_samples(family: Family, datasets: dict[int, Dataset], config: Config
 
 
 def foretell(config: Config, cast: Assembly, largest: Largest) -> Forecast:
-    """The forecast for these samples; what a plugin does that needs values, or fields that it has not described, is a reason."""
+    """The forecast for these samples; whatever fails on shapes alone is a reason, such as a plugin that needs values."""
     batch_size = largest.batch_size(config)
     preview = preview_size(config, cast.family)
     tokens = max(batch_size * _tokens(cast.family, largest.size), _tokens(cast.family, preview))
@@ -87,7 +86,7 @@ def foretell(config: Config, cast: Assembly, largest: Largest) -> Forecast:
     try:
         with _young_objects_alone():
             return forecast(replace(config, run=run), cast, largest.size)
-    except (TunesmithError, RuntimeError, KeyError) as error:  # all that torch says of tensors without values is a RuntimeError
+    except Exception as error:  # the code of plugins and libraries may fail in any way on what has no values; the plan is told all the same
         where = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
         told = (str(error).splitlines() or [""])[0]
         return Forecast(largest.size, (), f"a step cannot be gone through with shapes alone: {type(error).__name__}: {told}{where}")

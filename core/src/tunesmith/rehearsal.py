@@ -198,7 +198,8 @@ def _shapes(run: Run, size: Size) -> dict[str, FieldShape]:
     """What is known of the fields of samples of this size."""
     shapes: dict[str, FieldShape] = {}
     for plugin in run.plugins:
-        shapes |= plugin.field_shapes(run.config, run.family, size.frames, size.height, size.width)
+        with blamed_on(plugin.name, "field_shapes"):
+            shapes |= plugin.field_shapes(run.config, run.family, size.frames, size.height, size.width)
     return shapes
 
 

@@ -95,7 +95,7 @@ def plan(
     ] = None,
     vram: Annotated[
         float | None,
-        typer.Option(metavar="GB", min=1, max=10**4, help="Tell what saves memory, and what makes the run fit."),
+        typer.Option(metavar="GB", min=2, max=10**4, help="Tell what saves memory, and what makes the run fit."),
     ] = None,
     no_forecast: Annotated[
         bool, typer.Option("--no-forecast", help="Leave out what the run takes of memory, which takes seconds.")
