@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from docs import fits
+from tunesmith.savings import GIB, limit_of
 
 ROW = re.compile(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
 
@@ -24,11 +25,12 @@ def test_there_is_a_row_for_everything_that_is_trained_on_every_device(checkpoin
     assert [row[:2] for row in rows(checkpoint)] == wanted, "run python docs/generate.py fits"
 
 
-def test_what_a_row_proposes_takes_what_it_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("trained", "device"), [(fits.ADAPTER, 12), (fits.WHOLE, 24)])
+def test_what_a_row_proposes_takes_what_it_says(tmp_path: Path, trained: str, device: int) -> None:
     checkpoint = fits.CHECKPOINTS[0]
-    [row] = [row for row in rows(checkpoint) if row[:2] == (fits.ADAPTER, "12 GB")]
+    [row] = [row for row in rows(checkpoint) if row[:2] == (trained, f"{device} GB")]
     settings = re.findall(r"`([^`]+)`", row[2])
     assert settings
-    _, phases = fits.forecast(fits.written(checkpoint, fits.ADAPTER, tmp_path), settings)
+    _, phases = fits.forecast(fits.written(checkpoint, trained, tmp_path), settings)
     assert list(fits.peaks(phases)) == list(row[3:]), "run python docs/generate.py fits"
-    assert max(map(float, row[3:])) <= 12 - 1.2
+    assert max(map(float, row[3:])) <= limit_of(device * GIB) / GIB

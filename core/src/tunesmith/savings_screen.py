@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .savings import NOTICED
-from .screen_parts import Block, Grid, Line, size_text
+from .screen_parts import Block, Line, size_text
 
 if TYPE_CHECKING:
     from .outlook import MemoryFacts
@@ -19,7 +19,9 @@ def savings_blocks(savings: Savings, memory: MemoryFacts) -> Iterator[Block]:
     reserved = f"{size_text(savings.limit)} of {size_text(savings.vram)}: the rest is for what a forecast does not see"
     if savings.options:
         yield Line("what would save memory, each alone:")
-        yield Grid(("change", "peak", "saves", "costs"), [_option(one, memory) for one in savings.options], "changes")
+        for option in savings.options:
+            yield Line(f"  {_saved(option, memory)}, with {' '.join(option.settings)}")
+            yield Line(f"      it costs: {'; '.join(option.costs)}", "dim")
     if savings.proposed is None and savings.fits:
         yield Line(f"the run fits into {reserved}", "green")
     elif savings.proposed is None:
@@ -38,12 +40,11 @@ def _proposal(saving: Saving, fits: bool, reserved: str) -> Iterator[Block]:
     yield from (Line(f"  it costs: {cost}") for cost in dict.fromkeys(saving.costs))
 
 
-def _option(saving: Saving, memory: MemoryFacts) -> tuple[str, ...]:
-    """A row of the table: what is saved of the peak, or where that is another phase's, of the phase with the largest saving."""
+def _saved(saving: Saving, memory: MemoryFacts) -> str:
+    """What is saved of the peak, and what that is then; or where the peak is another phase's, what is saved in the one with the most."""
     saved = (memory.peak or 0) - saving.peak
-    told = size_text(saved)
-    if saved < NOTICED * (memory.peak or 0):
-        was = {phase.name: phase.peak for phase in memory.phases}
-        saved, name = max((was.get(phase.name, phase.peak) - phase.peak, phase.name) for phase in saving.phases)
-        told = f"{size_text(saved)} in {name}"
-    return (" ".join(saving.settings), size_text(saving.peak), told, "; ".join(saving.costs))
+    if saved >= NOTICED * (memory.peak or 0):
+        return f"{size_text(saved)} less: {size_text(saving.peak)}"
+    was = {phase.name: phase.peak for phase in memory.phases}
+    saved, name, peak = max((was.get(phase.name, phase.peak) - phase.peak, phase.name, phase.peak) for phase in saving.phases)
+    return f"{size_text(saved)} less in {name} alone: {size_text(peak)}"

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: column heads, rows, and of what there are more rows than `MOST_ROWS`."""
+    """A table: column heads, rows, and what they are called where there are too many to show."""
 
     heads: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from diffusers import SanaPipeline, SanaTransformer2DModel
 from safetensors.torch import load_file
 
 from tests.families.conftest import Case, config_text
-from tunesmith import FamilyPlugin
+from tunesmith import FamilyPlugin, Model, Part
 from tunesmith.config import ConfigErrors, load_config
 from tunesmith.data.hashing import FileHashes
 from tunesmith.discovery import load_class
@@ -24,6 +26,8 @@ from tunesmith.progress import Progress
 from tunesmith.run import Run
 from tunesmith.rundir import RunDirectory
 from tunesmith.session import assemble
+from tunesmith_quantize import Quantize, QuantizeSettings
+from tunesmith_quantize.formats import Format
 from tunesmith_quantize.layers import QuantizedLinear, QuantizedPointwise
 
 from .conftest import Runner
@@ -152,6 +156,31 @@ def test_a_format_that_cannot_be_had_here_is_refused_with_those_that_can(
     monkeypatch.setitem(sys.modules, "torchao", None)
     found = refusals(write("config", quantize("fp8-torchao")))
     assert "pip install 'tunesmith-quantize[torchao]'. Here there are nf4-bnb, fp4-bnb, int8-bnb, int8-quanto" in found
+
+
+@pytest.mark.parametrize(("on", "devices"), [("cpu", ["cpu", "cuda"]), ("device", ["cuda"])])
+def test_a_format_must_be_there_where_weights_are_packed_and_where_they_are_used(
+    write: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch, on: str, devices: list[str]
+) -> None:
+    asked = []
+    monkeypatch.setattr(Format, "obstacle", lambda format, *places: asked.append([place.type for place in places]))
+    assemble(load_config(write("config", quantize("int8-bnb", on=f'"{on}"')), ["run.device=cuda"]))
+    assert asked == [devices]
+
+
+@pytest.mark.parametrize(("on", "place"), [("cpu", "cpu"), ("device", "meta")])
+def test_weights_are_packed_where_the_setting_says(monkeypatch: pytest.MonkeyPatch, on: str, place: str) -> None:
+    """The device of the run is one that holds nothing, and packing itself is left out."""
+    places = []
+    monkeypatch.setattr("tunesmith_quantize.plugin.quantize_layers", lambda *given: places.append(given[-1].type))
+    run: Any = SimpleNamespace(is_rehearsal=False, device=torch.device("meta"), progress=Progress("quiet"))
+    model = Mock(spec=Model, encoders={"text_encoder": torch.nn.Sequential(torch.nn.Sequential(torch.nn.Linear(64, 64)))})
+    settings = QuantizeSettings.model_validate({"text_encoders": "int8-bnb", "on": on})
+    loading = Quantize("quantize", settings).load_model(run, Part.ENCODERS)
+    next(loading)
+    with pytest.raises(StopIteration):
+        loading.send(model)
+    assert places == [place]
 
 
 @pytest.mark.parametrize("format", ["nf4-bnb", "int4-torchao"])
