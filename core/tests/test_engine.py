@@ -189,5 +189,5 @@ def test_modules_of_plugins_have_their_own_learning_rates() -> None:
 
 def test_a_learning_rate_of_a_plugin_that_trains_nothing_is_refused() -> None:
     trainable = Trainable(torch.nn.Linear(2, 2), torch.nn.ModuleDict({"projector": torch.nn.Linear(2, 3)}))
-    with pytest.raises(InputError, match="'projektor' adds no module that is trained; those that do: projector"):
+    with pytest.raises(InputError, match="'projektor' adds no module that is trained beside the model; those that do: projector"):
         parameter_groups(trainable, OptimizerTable.model_validate({"lr_of": {"projektor": 1e-2}}))

@@ -230,7 +230,10 @@ def parameter_groups(trainable: Trainable, table: OptimizerTable, trunk: Sequenc
     odd = next((name for name in table.lr_of if name not in trainable.extra), None)
     if odd is not None:
         known = ", ".join(trainable.extra) or "no plugin does"
-        raise InputError(f"[optimizer] lr_of: {odd!r} adds no module that is trained; those that do: {known}")
+        raise InputError(
+            f"[optimizer] lr_of: {odd!r} adds no module that is trained beside the model; those that do: {known}. What is trained of the "
+            f"model itself, an adapter too, learns at `lr`"
+        )
     own = {name: [one for one in trainable.extra[name].parameters() if one.requires_grad] for name in table.lr_of}
     apart = {id(parameter) for parameters in own.values() for parameter in parameters}
     rest = [one for one in trainable.parameters() if one.requires_grad and id(one) not in apart]
