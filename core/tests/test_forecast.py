@@ -19,7 +19,9 @@ BLOCK = 256
 
 def taken(kind: str, device: str, **more: Any) -> OptimizerBytes:
     """Bytes for each weight in fp32 with this optimizer on this device."""
-    settings = SimpleNamespace(optimizer=OptimizerTable(type=kind, **more), run=SimpleNamespace(device=device, weights="fp32"))
+    run = SimpleNamespace(device=device, weights="fp32")
+    table = OptimizerTable.model_validate({"type": kind, **more})
+    settings = SimpleNamespace(optimizer=table, run=run, device=torch.device(device), is_for_cpu=device == "cpu")
     rates = optimizer_rates(cast(Config, settings))
     assert rates is not None
     return rates[torch.float32, None]

@@ -55,6 +55,7 @@ def saved_tensors(run: Run) -> AbstractContextManager[Any]:
 
 def pinned_copy(tensor: Tensor) -> Tensor:
     """A tensor in memory of the machine from which a GPU copies without waiting; dense, with its dimensions in their order in memory."""
+    tensor = tensor.resolve_conj().resolve_neg()  # which torch would do on the machine, before the copy has arrived
     home = torch.empty_like(tensor, device="cpu", pin_memory=torch.cuda.is_available())
     return home.copy_(tensor, non_blocking=home.is_pinned())
 

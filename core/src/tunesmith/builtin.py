@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from .batch import Batch, Field, FieldShape
 from .config.datasets import ControlTable, MaskTable, ReferenceTable, SampleTable
-from .config.optimizers import KAHAN
+from .config.optimizers import FOR_BF16
 from .data.pictures import MASK
 from .family import Family
 from .hooks import Wrapper, hookimpl
@@ -80,7 +80,7 @@ class Core(Plugin[CoreSettings]):
     def remarks(self, config: Config, family: Family) -> Iterator[str]:
         """An optimizer that makes up for a loss which there is none of."""
         kind = config.optimizer.type
-        if kind in KAHAN and (config.run.weights == "fp32" or not config.trains_base):
+        if kind in FOR_BF16 and (config.run.weights == "fp32" or not config.trains_base):
             what = "the model is kept in fp32" if config.trains_base else "adapters are kept in fp32, whatever [run] weights is"
             yield f'[optimizer] type = "{kind}" gains nothing here: it makes up for what bf16 rounds away, and {what}'
 

@@ -98,7 +98,7 @@ def _chosen_on_a_gpu(config: Config) -> dict[str, bool]:
     """What torch's optimizers choose for themselves on a GPU and not on the CPU: kernels that take all weights at once."""
     kind, given = optimizer_class(config.optimizer.type), config.optimizer.arguments
     is_torchs = kind.__module__.startswith("torch.optim") and kind.__name__ not in FUSED
-    if config.run.device == "cpu" or not is_torchs or {"foreach", "fused"} & given.keys():
+    if config.is_for_cpu or config.device.type == "mps" or not is_torchs or {"foreach", "fused"} & given.keys():
         return {}
     return {"foreach": True} if "foreach" in inspect.signature(kind).parameters else {}
 

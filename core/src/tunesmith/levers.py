@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from .config import Config
 from .config.datasets import SampleTable
@@ -20,14 +19,14 @@ ROUNDED_AWAY = 3.0
 
 def all_levers(config: Config) -> list[Lever]:
     """Whatever could save memory in this run, the cheapest first; plugins that cannot be imported have no say, nor have other families."""
-    found, settings = list(core_levers(config)), config.settings()
+    found = list(core_levers(config))
     for name in sorted(installed()):
         try:
             plugin = load_class(name)
         except InputError:
             continue
         if name == config.family or not issubclass(plugin, FamilyPlugin):
-            found += (lever for lever in plugin.levers if not _is_so(lever, settings))
+            found += plugin.levers
     return sorted(found, key=lambda lever: (lever.price, assignments(lever)))
 
 
@@ -68,18 +67,6 @@ def written(value: bool | float | str) -> str:
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w-]*", value) and value not in ("true", "false", "inf", "nan"):
         return value
     return json.dumps(value)
-
-
-def _is_so(lever: Lever, settings: dict[str, Any]) -> bool:
-    """Whether a lever would change nothing, for all that it sets is set."""
-    return all(_setting(settings, key.split(".")) == value for key, value in lever.changes.items())
-
-
-def _setting(here: Any, parts: list[str]) -> Any:
-    """What stands at a dotted key; None where nothing does."""
-    for part in parts:
-        here = here.get(part) if isinstance(here, dict) else None
-    return here
 
 
 def _smaller_batches(config: Config) -> Lever | None:

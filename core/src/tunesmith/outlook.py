@@ -104,7 +104,7 @@ def notes_of(told: Forecast, config: Config) -> list[str]:
     when = "while the cache is filled" if config.run.cache else "in every step, where samples are encoded"
     one = len(told.unknown) == 1
     lacking = f"{' and '.join(told.unknown)}, whose {'configuration is' if one else 'configurations are'} not on this machine"
-    return [f"not counted {when}: {lacking}; a run fetches {'it' if one else 'them'}, and a plan after that counts all"]
+    return [f"not counted {when}: {lacking}; a run needs {'it' if one else 'them'}"]
 
 
 def _tokens(family: Family, size: Size) -> int:

@@ -21,8 +21,8 @@ def needed_but_packed(plugins: Collection[Plugin[Any]], config: Config, family: 
             packing[plugin.name] = frozenset(plugin.packs(config, family))
     for plugin in plugins if any(packing.values()) else ():
         with blamed_on(plugin.name, "needs_weights"):
-            needed = plugin.needs_weights(config, family)
-        for other, packed in packing.items():
+            needed = dict(plugin.needs_weights(config, family))
+        for other, packed in ((name, paths) for name, paths in packing.items() if name != plugin.name):
             met = {path: purpose for path, purpose in needed.items() if path in packed}
             if met:
                 purposes = " and ".join(sorted(set(met.values())))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
-from .strictness import misread
+from .strictness import Typed, misread
 
 if TYPE_CHECKING:
     from .batch import Field, FieldShape
@@ -72,7 +72,7 @@ class Settings(BaseModel):
     refused_keys: ClassVar[Mapping[str, str]] = {}
     """Unknown keys that somebody may write who comes from elsewhere, each with the reason why there is no such setting."""
     may_change: ClassVar[frozenset[str]] = frozenset()
-    """Settings of a family or a plugin that a resumed run may have otherwise: what they change is no part of what is learnt."""
+    """Settings of a family or a plugin that a resumed run may have otherwise; the run tells that they have changed."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -88,7 +88,7 @@ class Settings(BaseModel):
         wrong = list(misread(written, value))
         if wrong:
             raise ValidationError.from_exception_data(cls.__name__, wrong)
-        return value
+        return str(value) if type(value) is Typed else value  # where a setting takes anything
 
 
 class NoSettings(Settings):

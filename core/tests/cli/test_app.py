@@ -112,6 +112,23 @@ def test_plan_prints_text_or_json(tune, config, session):
     assert (code, json.loads(out)) == (0, {"steps": 3, "path": "x"})
 
 
+def test_plan_forecasts_unless_that_is_not_asked_for(tune, config, session, monkeypatch):
+    seen = []
+    plan = types.SimpleNamespace(problems=[], as_json=dict, render=lambda: Text(""))
+
+    def make(config, sheet, vram, tell, forecasts):
+        seen.append((vram, forecasts))
+        return plan
+
+    monkeypatch.setitem(sys.modules, "tunesmith.plan", types.SimpleNamespace(make_plan=make))
+    for arguments in ((), ("--no-forecast",), ("--vram", "12")):
+        assert tune("plan", config, *arguments)[0] == 0
+    assert seen == [(None, True), (None, False), (12 * 2**30, True)]
+    code, _, err = tune("plan", config, "--vram", "12", "--no-forecast")
+    assert code != 0
+    assert "--vram and --no-forecast exclude each other" in err
+
+
 def test_explain_prints_the_nesting_of_each_hook(tune, config, session):
     assert tune("explain", config)[1].splitlines() == [
         "load_model",

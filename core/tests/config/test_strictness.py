@@ -8,12 +8,17 @@ import pytest
 import torch
 
 from tunesmith.config import Config, ConfigErrors, load_config
+from tunesmith.config.overrides import _value
+from tunesmith.config.tables import OptimizerTable
 from tunesmith.engine import choose_device
 
 HEAD = '[model]\nfamily = "toyfamily"\n[[datasets]]\npath = "p"\n'
 SIZES = """
 from typing import Annotated
-from pydantic import BeforeValidator
+from pydantic import BaseModel, BeforeValidator
+
+class Edge(BaseModel):
+    pixels: int = 1
 
 def in_units(value):
     return float(value.removesuffix("k")) * 1000 if isinstance(value, str) and value.endswith("k") else value
@@ -23,6 +28,8 @@ class Sizes(Settings):
     '''How large.'''
     parts: tuple[int, ...] = ()
     '''In which parts.'''
+    edge: Edge = Edge()
+    '''Of what.'''
 
 class Probe(Plugin[Sizes]):
     '''A plugin whose settings know units.'''
@@ -102,10 +109,11 @@ def test_a_command_line_has_no_quotes_so_its_text_may_stand_for_numbers_and_flag
 def test_a_plugins_own_reading_of_text_is_its_business(read, toy):
     toy.plugin("toysizes", SIZES)
     config = read('[run]\nsteps = 1\n[plugins.toysizes]\nsize = "2k"\nparts = [1, 2.0]\n')
-    assert config.plugins["toysizes"].model_dump() == {"size": 2000.0, "parts": (1, 2)}
-    assert refused(read, '[run]\nsteps = 1\n[plugins.toysizes]\nsize = "2"\nparts = [1, true]\n') == [
+    assert config.plugins["toysizes"].model_dump() == {"size": 2000.0, "parts": (1, 2), "edge": {"pixels": 1}}
+    assert refused(read, '[run]\nsteps = 1\n[plugins.toysizes]\nsize = "2"\nparts = [1, true]\nedge = { pixels = true }\n') == [
         "8: [plugins.toysizes] size = '2': should be a number",
         "9: [plugins.toysizes] parts[1] = true: should be a whole number",
+        "10: [plugins.toysizes] edge.pixels = true: should be a whole number",
     ]
 
 
@@ -122,3 +130,12 @@ def test_the_device_is_told_though_it_is_not_there(read, monkeypatch):
     assert read("[run]\nsteps = 1\n").device == choose_device("auto") == torch.device("cpu")
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("mps"))
     assert read("[run]\nsteps = 1\n").device == choose_device("auto") == torch.device("mps")
+
+
+@pytest.mark.parametrize(
+    ("written", "value"), [("original", "original"), (".5", 0.5), ("False", False), ("'0.5'", "0.5"), ("true", True), ("1", 1)]
+)
+def test_arguments_from_the_command_line_are_plain_values_that_a_checkpoint_can_hold(written, value):
+    table = OptimizerTable.model_validate({"type": "adamw", "odd": _value(written)})
+    assert table.arguments == {"odd": value}
+    assert type(table.arguments["odd"]) is type(value)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,8 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tunesmith.config import ConfigErrors
-from tunesmith_ema import EmaSettings
+from tunesmith_ema import Ema, EmaSettings
 from tunesmith_ema.average import Average
 from tunesmith_ema.plugin import decay_at
 
@@ -59,9 +61,13 @@ def test_updates_that_are_rare_remember_as_long() -> None:
     assert decay_at(100, rarely) == pytest.approx(decay_at(100, often) ** 50)
 
 
-def test_an_average_that_would_never_be_updated_is_refused(train: Runner) -> None:
-    with pytest.raises(ConfigErrors, match="every = 7: no update is due within 6 steps, so nothing would be averaged"):
-        train("never", "[plugins.ema]\nevery = 7\n")
+@pytest.mark.parametrize(
+    ("every", "told"), [(7, ["every = 7: no update is due within 6 steps, so the average stays what was loaded"]), (6, [])]
+)
+def test_an_average_that_will_never_be_updated_is_told(every: int, told: list[str]) -> None:
+    config: Any = SimpleNamespace(run=SimpleNamespace(steps=6))
+    *remarks, _ = Ema("ema", EmaSettings(every=every)).remarks(config, Mock())
+    assert remarks == told
 
 
 def test_the_average_of_weights_in_half_precision_sees_what_they_cannot() -> None:

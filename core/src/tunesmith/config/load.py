@@ -94,6 +94,11 @@ class Config:
         return device_named(self.run.device)
 
     @property
+    def is_for_cpu(self) -> bool:
+        """Whether the run is meant for the CPU; `auto` is meant for a GPU, which the machine of a plan may lack."""
+        return self.run.device != "auto" and self.device.type == "cpu"
+
+    @property
     def trains_base(self) -> bool:
         """Whether the model itself is trained: no active plugin is an adapter."""
         return not any(plugin.stage is Stage.ADAPT for plugin in self.classes.values())

@@ -37,7 +37,7 @@ NAMED = {
 """Optimizers by short names where torch.optim has none, or one for matrices alone."""
 IMPLIED = {"adamw_stochastic": {"bf16_stochastic_round": True}}
 """Arguments that a short name promises, where the config does not say otherwise."""
-KAHAN = ("adamw_kahan", "lion_kahan")
+FOR_BF16 = ("adamw_kahan", "lion_kahan", "adamw_stochastic")
 """Those that are there for what bf16 rounds away of trained weights, and are like any other for weights in fp32."""
 _DISTRIBUTIONS = {"optimi": "torch-optimi"}
 """What is installed for a library that is imported under another name."""
@@ -107,20 +107,26 @@ def _signature_problems(kind: str, found: type[Any], arguments: Mapping[str, Any
             problems.append((name, f"{name!r} is written {_WRITTEN[name]} = true here"))
         elif name not in known and not takes_any:
             problems.append((name, unknown(f"setting of {kind}", name, {*known, *OptimizerTable.model_fields})))
-    wanted = ((one.name, _wanted(one, arguments[one.name])) for one in named if one.name in arguments)
+    is_known = found.__module__.startswith("torch.optim") or kind in NAMED
+    wanted = ((one.name, _wanted(one, arguments[one.name], is_known)) for one in named if one.name in arguments)
     problems += [(name, f"{name} = {shown(arguments[name])}: should be {sentence}") for name, sentence in wanted if sentence]
     missing = [one.name for one in named if one.default is one.empty and one.name not in arguments]
     return problems + [("type", f"{kind} needs {name!r}, which has no default: add {name} = ...") for name in missing]
 
 
-def _wanted(parameter: inspect.Parameter, value: Any) -> str | None:
-    """What a value should be to stand where the default of a parameter does, which some libraries find out at the first step; or None."""
+def _wanted(parameter: inspect.Parameter, value: Any, is_known: bool) -> str | None:
+    """What a value should be to stand where the default of a parameter does, which some libraries find out at the first step; or None.
+
+    Only of a class that `is_known` an array must be as long as the default.
+    """
     default, annotation = parameter.default, parameter.annotation
     if isinstance(default, tuple | list) and default:
-        fits = isinstance(value, list) and len(value) == len(default) and all(map(_is_number, value))
+        fits = isinstance(value, list) and (len(value) == len(default) or not is_known) and all(map(_is_number, value))
         return None if fits else f"an array of {len(default)} numbers"
     if isinstance(default, bool):
         return None if isinstance(value, bool) or annotation not in (bool, "bool", parameter.empty) else "true or false"
+    if isinstance(default, int) and annotation in (int, "int"):
+        return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
     if isinstance(default, int | float):
         return None if _is_number(value) or annotation not in (int, "int", float, "float", parameter.empty) else "a number"
     return None

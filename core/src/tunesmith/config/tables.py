@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJso
 
 from ..paths import InputPath, OutputPath
 from ..plugin import Settings
+from ..strictness import untyped
 
 if TYPE_CHECKING:
     import torch
@@ -214,7 +215,7 @@ class OptimizerTable(Settings):
     @property
     def arguments(self) -> dict[str, Any]:
         """The keys that are not the core's: arguments of the optimizer."""
-        return dict(self.model_extra or {})
+        return {name: untyped(value) for name, value in (self.model_extra or {}).items()}
 
 
 class CheckpointsTable(Settings):

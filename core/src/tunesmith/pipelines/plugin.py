@@ -114,7 +114,7 @@ class PipelinePlugin(FamilyPlugin[P]):
             denoiser = made(family.denoiser_type, family.configs[family.denoiser_part], DTYPES[run.config.run.weights])
             family.prepare(denoiser)
             return self.model_type(family, denoiser, {})
-        dtypes = self.settings.dtypes(torch.device("cpu" if run.config.run.device == "cpu" else "cuda"))  # `auto` means a GPU here
+        dtypes = self.settings.dtypes(torch.device("cpu" if run.config.is_for_cpu else "cuda"))
         names = family.encoder_types if part is Part.ENCODERS else family.decoder_parts
         known = {name: family.configs[name] for name in names if name in family.configs}
         encoders = {name: made(family.encoder_types[name], config, dtypes[name]) for name, config in known.items()}

@@ -96,8 +96,8 @@ class WanS2V(PipelinePlugin[WanS2VSettings]):
         channels, latent_frames, *sides = shapes[LATENTS].shape
         transformer = self.family().configs["transformer"]
         shapes[REFERENCE_LATENTS] = FieldShape((channels, 1, *sides), needs=(PIXELS, REFERENCE), encoder="vae")
-        layers, width, heard = transformer["num_weighted_avg_layers"], transformer["audio_dim"], FRAMES_PER_LATENT * latent_frames
-        shapes[AUDIO_EMBEDS] = FieldShape((layers, width, heard), needs=(AUDIO,), encoder="audio_encoder")
+        sound = (transformer["num_weighted_avg_layers"], transformer["audio_dim"], FRAMES_PER_LATENT * latent_frames)
+        shapes[AUDIO_EMBEDS] = FieldShape(sound, needs=(AUDIO,), encoder="audio_encoder")
         if self.settings.motion:
             before = (latent_count(MOTION_FRAMES), channels, *sides)
             shapes[MOTION_LATENTS] = FieldShape(before, ragged=True, needs=(PIXELS, HISTORY), encoder="vae")

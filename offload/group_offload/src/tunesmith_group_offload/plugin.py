@@ -232,7 +232,7 @@ class GroupOffload(Plugin[GroupOffloadSettings]):
 
 
 def rest_between_steps(run: Run, schedule: Schedule, *_: Any) -> None:
-    """Let every group go home after a forward that no backward follows, so that the update finds all weights and gradients there."""
+    """Let every group go home after a forward outside of a micro-batch, so that the update finds all weights and gradients there."""
     if run.current is None:
         schedule.rest()
 

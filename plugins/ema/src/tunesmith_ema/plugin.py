@@ -46,15 +46,11 @@ class Ema(Plugin[EmaSettings]):
         self._average: Average | None = None
         self._saves_average = False
 
-    def check(self, config: Config, family: Family) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """An average that would never leave the weights as they were loaded."""
+    def remarks(self, config: Config, family: Family) -> Iterator[str]:
+        """Where the average takes memory, and that it would stay what was loaded."""
         steps = config.run.steps
         if steps is not None and self.settings.every > steps:
-            place = ("plugins", self.name, "every")
-            yield place, f"every = {self.settings.every}: no update is due within {steps} steps, so nothing would be averaged; use fewer"
-
-    def remarks(self, config: Config, family: Family) -> Iterator[str]:
-        """Where the average takes memory."""
+            yield f"every = {self.settings.every}: no update is due within {steps} steps, so the average stays what was loaded"
         where = "the machine's memory" if self.settings.device == "cpu" else "the memory of the device"
         yield f"the average takes 4 bytes of {where} for every trained weight"
 
