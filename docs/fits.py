@@ -35,7 +35,6 @@ WHOLE, ADAPTER = "the whole model", "a LoRA of rank 16"
 TABLES = {WHOLE: "", ADAPTER: "[plugins.lora]\nrank = 16\n"}
 SAMPLES = '[validation]\nprompts = { harbour = "a harbour at dawn" }\n'
 FILMS = f"[plugins.video]\n{SAMPLES}"
-SPEECH = "[plugins.video]\n[validation]\ndataset_samples = 1\n"
 NAMES = ("caching", "training", "validation", "saving")
 
 
@@ -48,13 +47,11 @@ class Checkpoint:
     rest: str
     kind: str = "image"
     trained: tuple[str, ...] = (WHOLE, ADAPTER)
-    devices: tuple[int, ...] = DEVICES
 
 
 CHECKPOINTS = (
     Checkpoint("sana", "1.6b-1024", SAMPLES),
-    Checkpoint("sana_video", "2b-480p", FILMS, "video"),
-    Checkpoint("wan_s2v", "s2v-14b-2.2", SPEECH, "video", (ADAPTER,), (24,)),
+    Checkpoint("sana_video", "2b-480p", FILMS, "video", (ADAPTER,)),
 )
 
 
@@ -74,8 +71,8 @@ def section(checkpoint: Checkpoint) -> str:
             file = written(checkpoint, trained, Path(folder))
             largest, phases = forecast(file)
             rows += [[trained, "any", "none", *peaks(phases)]]
-            found = answers(file, largest, phases, checkpoint.devices)
-            rows += [row(trained, device, one, phases) for device, one in zip(checkpoint.devices, found, strict=True)]
+            found = answers(file, largest, phases)
+            rows += [row(trained, device, one, phases) for device, one in zip(DEVICES, found, strict=True)]
         size = f"{largest.size.width}x{largest.size.height}" + (f", {largest.size.frames} frames" if largest.size.frames > 1 else "")
     heads = ["trained", "GPU", "settings", *NAMES]
     return f"{HEADING}{checkpoint.family}`, `{checkpoint.variant}`: {size}\n\n{table(heads, rows)}"
@@ -103,11 +100,11 @@ def forecast(file: Path, settings: Sequence[str] = ()) -> tuple[Largest, Sequenc
     return largest, told.phases
 
 
-def answers(file: Path, largest: Largest, phases: Sequence[Phase], devices: Iterable[int]) -> list[Savings]:
+def answers(file: Path, largest: Largest, phases: Sequence[Phase]) -> list[Savings]:
     """What is proposed for each device."""
     config = load_config(file)
     search = Search(all_levers(config), Looking(config, largest), phases)
-    return [search.on(device * GIB) for device in devices]
+    return [search.on(device * GIB) for device in DEVICES]
 
 
 def row(trained: str, device: int, savings: Savings, phases: Sequence[Phase]) -> list[str]:
