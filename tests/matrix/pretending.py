@@ -14,12 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from offload.cpu_offload.tests.pretended import Device as Machine
+from offload.cpu_offload.tests.pretended import pretend_machine
 from offload.group_offload.tests.pretended import Device as Groups
 from offload.group_offload.tests.pretended import pretend, pretend_for_encoders
 from tunesmith import Run, compiling
 from tunesmith.activations import pinned_copy, saved_tensors
-from tunesmith_cpu_offload import moving, turns
 
 
 @dataclass
@@ -56,16 +55,6 @@ def pretending(settings: Sequence[str]) -> Iterator[Pretended]:
         torch._dynamo.reset()
         yield seen
         torch._dynamo.reset()
-
-
-def pretend_machine(patch: pytest.MonkeyPatch) -> Machine:
-    """Networks and an optimizer's state that leave such a device."""
-    machine = Machine()
-    patch.setattr(turns, "send", machine.send)
-    patch.setattr(turns, "bring", machine.bring)
-    patch.setattr(moving, "sent", machine.sent)
-    patch.setattr(moving, "brought", machine.brought)
-    return machine
 
 
 def sending(run: Run, copies: list[Tensor]) -> Any:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from itertools import chain
 from weakref import WeakKeyDictionary
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from tunesmith import Run
+from tunesmith_cpu_offload import moving, turns
 
 ROLES = {"Autoencoder": "vae", "Transformer": "denoiser", "Wav2Vec2": "audio", "Gemma2": "text", "UMT5": "text"}
 
@@ -81,6 +83,16 @@ class Device:
         """Log something, once for as long as nothing else happens."""
         if self.log[-1:] != [what]:
             self.log.append(what)
+
+
+def pretend_machine(patch: pytest.MonkeyPatch) -> Device:
+    """Networks and an optimizer's state leave and reach this device in place of the real one."""
+    device = Device()
+    patch.setattr(turns, "send", device.send)
+    patch.setattr(turns, "bring", device.bring)
+    patch.setattr(moving, "sent", device.sent)
+    patch.setattr(moving, "brought", device.brought)
+    return device
 
 
 def tensors(network: nn.Module) -> list[Tensor]:

@@ -22,9 +22,8 @@ from tunesmith import Modality, PipelinePlugin
 from tunesmith.config import ConfigErrors, load_config
 from tunesmith.engine import Engine
 from tunesmith.session import assemble, remarks
-from tunesmith_cpu_offload import moving, turns
 
-from .pretended import Device
+from .pretended import Device, pretend_machine
 
 OFFLOAD = "[plugins.cpu_offload]\n"
 SAMPLES = """
@@ -67,11 +66,7 @@ def plain(train: Train) -> Result:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     """The pretended device in place of the real one."""
-    pretended = Device()
-    monkeypatch.setattr(turns, "send", pretended.send)
-    monkeypatch.setattr(turns, "bring", pretended.bring)
-    monkeypatch.setattr(moving, "sent", pretended.sent)
-    monkeypatch.setattr(moving, "brought", pretended.brought)
+    pretended = pretend_machine(monkeypatch)
     backward = Engine.backward
 
     def noted(engine: Engine, loss: Tensor) -> None:
